@@ -1,0 +1,17 @@
+// Plain views of tensors as the bindings receive them: a pointer, sizes and strides. No framework is included here.
+#pragma once
+#include <cstdint>
+
+namespace fastface {
+
+enum class DType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
+
+// N strides, in elements. The sizes live in the parameter struct of the kernel, since its tensors share them.
+template <int N>
+struct View {
+  void* data;
+  DType dtype;
+  int64_t stride[N];
+};
+
+}  // namespace fastface
