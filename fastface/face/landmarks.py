@@ -1,0 +1,224 @@
+"""Face landmarks: the protocol, MediaPipe's detector behind it, and points computed elsewhere.
+
+Points are ``[N, 3]`` in pixels of the image, (x, y) at pixel centres (the first pixel is 0, 0), z in the same unit, smaller is
+nearer, zero near the middle of the head. The models of this package read MediaPipe's 468-point topology, with ten iris points
+behind it where the detector gives them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float32]
+Image = NDArray[np.uint8]
+
+_DETECTION_SIDE = 1280  # longer images are reduced for the detector; its network sees 192 px of face anyway
+_INSTALL = "MediaPipe is not installed: pip install 'fastface-kernels[face]'"
+
+
+@dataclass(frozen=True)
+class Face:
+    """One face: `points` ``[N, 3]`` in pixels, a `score` in [0, 1], the `box` (x0, y0, x1, y1) around the points."""
+
+    points: FloatArray  # [N, 3]
+    score: float = 1.0
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        low, high = self.points[:, :2].min(0), self.points[:, :2].max(0)
+        return float(low[0]), float(low[1]), float(high[0]), float(high[1])
+
+    @property
+    def area(self) -> float:
+        x0, y0, x1, y1 = self.box
+        return (x1 - x0) * (y1 - y0)
+
+
+class Landmarks(Protocol):
+    """Anything that finds faces: called with an ``[H, W, 3]`` uint8 RGB image, it returns the faces, none when there is none."""
+
+    def __call__(self, image: Image) -> list[Face]: ...
+
+
+def largest_face(faces: Sequence[Face]) -> int:
+    """The index of the face with the largest box. Raises ValueError for an empty sequence."""
+    if not faces:
+        raise ValueError("no face found, expected at least one")
+    return max(range(len(faces)), key=lambda index: faces[index].area)
+
+
+class PrecomputedLandmarks:
+    """Points computed elsewhere: one ``[N, 3]`` array per face, given back for every image.
+
+    Raises:
+        ValueError: points that are not ``[N, 3]`` with N >= 468, or not finite.
+    """
+
+    def __init__(self, *points: Any) -> None:
+        faces = []
+        for array in points:
+            values = np.asarray(array, dtype=np.float32)
+            if values.ndim != 2 or values.shape[1] != 3 or values.shape[0] < 468:
+                raise ValueError(f"points must be [N, 3] with N >= 468 (MediaPipe's topology), got {list(values.shape)}")
+            if not np.isfinite(values).all():
+                raise ValueError(f"points must be finite, got {int((~np.isfinite(values)).sum())} values that are not")
+            faces.append(Face(values))
+        self._faces = faces
+
+    def __call__(self, image: Image) -> list[Face]:
+        return list(self._faces)
+
+
+class MediaPipeLandmarks:
+    """MediaPipe's face mesh, 478 points (468 and ten of the irises), on the CPU.
+
+    Args:
+        video: track from frame to frame (about 5 ms a frame) instead of searching every image anew.
+        max_faces: how many faces to report at most.
+        min_confidence: of the detection, and in a video of the tracking.
+
+    A face that is small in its image is searched for by the long-range detector and meshed in a crop.
+
+    Raises:
+        ImportError: MediaPipe is not installed; the message names the extra.
+    """
+
+    def __init__(self, *, video: bool = False, max_faces: int = 8, min_confidence: float = 0.5) -> None:
+        solutions = _solutions()
+        self._video = video
+        self._mesh: Any = None
+        self._finder: Any = None
+
+        def mesh() -> Any:
+            return solutions.face_mesh.FaceMesh(
+                static_image_mode=not video,
+                max_num_faces=max_faces,
+                refine_landmarks=True,
+                min_detection_confidence=min_confidence,
+                min_tracking_confidence=min_confidence,
+            )
+
+        def finder() -> Any:
+            return solutions.face_detection.FaceDetection(model_selection=1, min_detection_confidence=min_confidence)
+
+        self._make_mesh: Callable[[], Any] = mesh
+        self._make_finder: Callable[[], Any] = finder
+
+    def __call__(self, image: Image) -> list[Face]:
+        """The faces of an ``[H, W, 3]`` uint8 RGB image. Raises ValueError for any other array."""
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise ValueError(f"image must be [H, W, 3] uint8, got {list(image.shape)} {image.dtype}")
+        reduced, scale = _reduce(image, _DETECTION_SIDE)
+        faces = self._detect(reduced)
+        if not faces and not self._video:
+            faces = self._detect_small(reduced)
+        return [Face(_unreduce(face.points, scale), face.score) for face in faces]
+
+    def close(self) -> None:
+        """Free the networks; the object makes new ones when it is called again."""
+        for part in (self._mesh, self._finder):
+            if part is not None:
+                part.close()
+        self._mesh = self._finder = None
+
+    def _detect(self, image: Image) -> list[Face]:
+        image = np.ascontiguousarray(image)
+        if self._mesh is None:
+            with _silent():  # MediaPipe logs from C++ when a graph starts, before any Python setting could reach it
+                self._mesh = self._make_mesh()
+                result = self._mesh.process(image)
+        else:
+            result = self._mesh.process(image)
+        height, width = image.shape[:2]
+        size = np.array([width, height, width], dtype=np.float32)
+        faces = []
+        for found in result.multi_face_landmarks or ():
+            points = np.array([(p.x, p.y, p.z) for p in found.landmark], dtype=np.float32) * size
+            points[:, :2] -= 0.5  # MediaPipe counts from the corner of the first pixel
+            faces.append(Face(points))
+        return faces
+
+    def _detect_small(self, image: Image) -> list[Face]:
+        if self._finder is None:
+            with _silent():
+                self._finder = self._make_finder()
+                result = self._finder.process(np.ascontiguousarray(image))
+        else:
+            result = self._finder.process(np.ascontiguousarray(image))
+        height, width = image.shape[:2]
+        faces = []
+        for detection in result.detections or ():
+            box = detection.location_data.relative_bounding_box
+            side = 2.0 * max(box.width * width, box.height * height)
+            x0 = int(max(0.0, (box.xmin + box.width / 2) * width - side / 2))
+            y0 = int(max(0.0, (box.ymin + box.height / 2) * height - side / 2))
+            crop = image[y0 : int(min(height, y0 + side)), x0 : int(min(width, x0 + side))]
+            if min(crop.shape[:2]) < 16:
+                continue
+            enlarged, scale = _resize_to(crop, 512)
+            for face in self._detect(enlarged):
+                points = _unreduce(face.points, scale)
+                points[:, :2] += (x0, y0)
+                faces.append(Face(points, float(detection.score[0])))
+        return faces
+
+
+def _reduce(image: Image, side: int) -> tuple[Image, float]:
+    longest = max(image.shape[:2])
+    return (image, 1.0) if longest <= side else _resize_to(image, side)
+
+
+def _resize_to(image: Image, side: int) -> tuple[Image, float]:
+    import cv2
+
+    scale = side / max(image.shape[:2])
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    resized = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    return np.asarray(resized, dtype=np.uint8), size[0] / image.shape[1]
+
+
+def _unreduce(points: FloatArray, scale: float) -> FloatArray:
+    if scale == 1.0:
+        return points
+    full = points / np.float32(scale)
+    full[:, :2] += 0.5 / scale - 0.5  # pixel centres
+    return np.asarray(full, dtype=np.float32)
+
+
+def _solutions() -> Any:
+    """`mediapipe.solutions`, imported quietly."""
+    os.environ.setdefault("GLOG_minloglevel", "3")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        with _silent():
+            import mediapipe
+    except ImportError as error:
+        raise ImportError(_INSTALL) from error
+    return mediapipe.solutions
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Send the process's stderr (file descriptor 2, so C++ logs as well) to nowhere while the block runs."""
+    try:
+        sys.stderr.flush()
+        kept = os.dup(2)
+    except (OSError, ValueError, AttributeError):  # no stderr to silence, as under pythonw
+        yield
+        return
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 2)
+        os.close(null)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -1,0 +1,6 @@
+"""`lifted`: a photo that moves, without trained weights of its own."""
+
+from fastface.models.lifted.model import Lifted, LiftedConfig, Source
+from fastface.models.lifted.motion import EXPRESSIONS, PRESETS, Motion, rotation_angles, rotation_matrix
+
+__all__ = ["EXPRESSIONS", "PRESETS", "Lifted", "LiftedConfig", "Motion", "Source", "rotation_angles", "rotation_matrix"]

@@ -1,0 +1,445 @@
+"""Expressions: controls to landmark offsets, and the face redrawn by them in the portrait's own view.
+
+Lips and lids are cuts. The face is two sheets, the upper one down to the upper edge of the lower lip (teeth included) and the lower
+one from there; each has its own keypoints and its own flow (two depths of one motion field). Where neither sheet reaches, the
+inside of the mouth shows. An upper lid is skin drawn down over an eyeball that stays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastface import ops
+from fastface.models.lifted import topology as topo
+from fastface.models.lifted.depth import farthest_points, grid
+from fastface.models.lifted.matte import smoothstep
+from fastface.models.lifted.motion import EXPRESSIONS
+
+Array = NDArray[np.float32]
+Image = NDArray[np.uint8]
+
+_OFF = -1.0e4  # logit of a keypoint that is not on a sheet
+
+
+@dataclass(frozen=True)
+class FaceFrame:
+    """The face's own axes: `local = (p - origin) @ axes.T / width`, x to the person's left, y down the face, z into the head."""
+
+    origin: Array  # [3]
+    axes: Array  # [3, 3], rows
+    width: float
+
+    @classmethod
+    def of(cls, landmarks: Array) -> FaceFrame:
+        across = landmarks[topo.EYE_OUTER_LEFT] - landmarks[topo.EYE_OUTER_RIGHT]
+        across = across / np.linalg.norm(across)
+        ears = landmarks[topo.EAR_LEFT] - landmarks[topo.EAR_RIGHT]
+        x = across + ears / np.linalg.norm(ears)
+        x /= np.linalg.norm(x)
+        y = landmarks[topo.CHIN] - landmarks[topo.FOREHEAD]
+        y = y - (y @ x) * x
+        y /= np.linalg.norm(y)
+        axes = np.stack([x, y, np.cross(x, y)]).astype(np.float32)
+        return cls(landmarks[:468].mean(0).astype(np.float32), axes, float(np.linalg.norm(ears)))
+
+    def to_local(self, points: Array) -> Array:
+        return np.asarray((points - self.origin) @ self.axes.T / self.width, dtype=np.float32)
+
+    def directions(self, local: Array) -> Array:
+        """Offsets along the face's axes in face widths to offsets in the coordinates of the landmarks."""
+        return np.asarray(local @ self.axes * np.float32(self.width), dtype=np.float32)
+
+
+def offset_basis(landmarks: Array, frame: FaceFrame) -> Array:
+    """What each control does to each landmark: ``[E, 468, 3]`` in face widths along the face's axes. Lids and gaze are not here."""
+    local = frame.to_local(landmarks[:468])
+    u, v = local[:, 0], local[:, 1]
+    basis = np.zeros((len(EXPRESSIONS), 468, 3), dtype=np.float32)
+    corner_right, corner_left = local[78], local[308]
+    middle, half = (corner_right + corner_left) / 2, abs(float(corner_left[0] - corner_right[0])) / 2
+    across = (u - middle[0]) / half  # -1 and 1 at the corners of the mouth
+    chin = float(local[topo.CHIN, 1])
+    below = _below_mouth(local)
+
+    # The jaw turns about the ears: the chin swings down and back, the lower lip with it, least at the corners.
+    fall = smoothstep((v - middle[1]) / (chin - middle[1]), -0.55, 0.75) * np.clip(1.15 - (1.5 * np.abs(u)) ** 2, 0, 1)
+    lip = np.clip(1 - np.abs(across) ** 2.2, 0, 1)
+    lower = below & (np.abs(across) < 1)
+    fall = np.where(lower, np.maximum(fall * (0.35 + 0.65 * lip), 0.9 * lip + 0.30 * (1 - lip)), fall)
+    upper = ~below & (np.abs(across) < 1.05) & (v > local[2, 1])
+    fall = np.where(upper, fall * (1 - lip) - 0.06 * lip, fall)
+    index = EXPRESSIONS.index("jaw_open")
+    basis[index, :, 1] = 0.23 * fall
+    basis[index, :, 2] = 0.07 * np.clip(fall, 0, None)
+    pinch = np.exp(-((np.abs(across) - 1) ** 2) / 0.5 - ((v - middle[1]) / 0.14) ** 2)
+    basis[index, :, 0] = -0.025 * np.sign(across) * pinch
+
+    near = np.exp(-(((v - middle[1]) / 0.16) ** 2)) * np.exp(-(np.clip(np.abs(across) - 1, 0, None) ** 2) / 0.35)
+    side = np.clip(across, -1, 1)
+    index = EXPRESSIONS.index("smile")
+    basis[index, :, 0] = 0.055 * side * near
+    basis[index, :, 1] = (-0.060 * side**2 + 0.012 * (1 - side**2)) * near
+    basis[index, :, 2] = 0.02 * side**2 * near
+
+    index = EXPRESSIONS.index("pucker")
+    basis[index, :, 0] = -0.075 * side * near
+    basis[index, :, 2] = -0.03 * (1 - side**2) * near
+
+    brows = local[list(topo.BROW_RIGHT_UPPER + topo.BROW_LEFT_UPPER + topo.BROW_RIGHT_LOWER + topo.BROW_LEFT_LOWER)]
+    distance = (((local[:, None, :2] - brows[None, :, :2]) / np.array([0.10, 0.07], dtype=np.float32)) ** 2).sum(-1).min(1)
+    basis[EXPRESSIONS.index("brow_raise"), :, 1] = -0.055 * np.exp(-distance)
+    return basis
+
+
+def _below_mouth(local: Array) -> NDArray[np.bool_]:
+    """Which landmarks belong to the lower sheet: on or below the upper edge of the lower lip."""
+    edge = local[list(topo.LIPS_INNER_LOWER)]
+    below = local[:, 1] > np.interp(local[:, 0], edge[:, 0], edge[:, 1])
+    below[list(topo.LIPS_INNER_LOWER[1:-1] + topo.LIPS_OUTER_LOWER[1:-1])] = True
+    below[list(topo.LIPS_INNER_UPPER[1:-1] + topo.LIPS_OUTER_UPPER[1:-1])] = False
+    return np.asarray(below)
+
+
+@dataclass(frozen=True)
+class Eye:
+    """One eye, in its own rectangle of the portrait, rotated so that its corners are level."""
+
+    box: tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels of the crop
+    down: Array  # [2], the unit vector from brow to lid
+    along: Array  # [h, w], height of each pixel along `down`
+    crease: Array  # [h, w], where the skin begins to be drawn
+    upper: Array  # [h, w], the edge of the upper lid
+    lower: Array  # [h, w], the edge of the lower lid
+    iris: Array  # [h, w, 2], displacement per unit of gaze, already faded at the lids
+
+
+@dataclass(frozen=True)
+class Expression:
+    """What the expression stage needs of one portrait; made by `prepare`."""
+
+    keypoints: Array  # [K, 3] in coordinates of the box
+    weights: Array  # [K, 468], keypoint offsets from landmark offsets
+    basis: Array  # [E, 468, 3]
+    box: tuple[int, int, int, int]  # the square of the crop that an expression may change
+    base: Tensor  # [K + 1, 2, h, w], the part of the logits that does not move
+    points: Tensor  # [h * w, 2]
+    sigma2: float
+    window: Array  # [S, S] of the box, 0 at its border
+    cut: Array  # [S, S] of the box: pixels below (negative) or above the cut between the sheets
+    cut_width: Array  # [S, S]: over how many pixels the sheets give way, wide beyond the corners of the mouth
+    inside: Array  # [S, S]: 1 between the corners of the mouth
+    mouth_across: Array  # [S, S]: -1 and 1 at the corners
+    teeth: float  # height of the teeth to paint below the upper lip, pixels; 0 where the portrait shows its own
+    colours: Array  # [3, 3] cavity, teeth, tongue
+    eyes: tuple[Eye, Eye]  # right, left
+
+
+def prepare(image: Image, landmarks: Array, frame: FaceFrame, pixels: Array, cells: int, count: int) -> Expression:
+    """Choose the expression keypoints and precompute the sheets.
+
+    Args:
+        image: ``[S, S, 3]`` the portrait's crop.
+        landmarks: ``[N, 3]`` normalised; `pixels` the same in pixels of the crop.
+        cells: side of the flow's grid.
+        count: keypoints.
+    """
+    size = image.shape[0]
+    width = frame.width * (size - 1) / 2  # face width in pixels
+    box = _square(pixels[:468, :2].mean(0) + (0, 0.12 * width), 0.95 * width, size)
+    x0, y0, x1, y1 = box
+    side = x1 - x0
+    basis = offset_basis(landmarks, frame)
+
+    local = frame.to_local(landmarks[:468])
+    chosen = farthest_points(local[:, :2], count - 2 * len(_SHELL), topo.EXPRESSION_CORE)
+    identity = np.eye(468, dtype=np.float32)
+    # Below the jaw the skin of the neck follows the chin, less and less.
+    rows, places = [identity[chosen]], [pixels[chosen]]
+    centre = pixels[[topo.EAR_RIGHT, topo.EAR_LEFT]].mean(0)
+    for reach, share in ((1.22, 0.55), (1.5, 0.2)):
+        places.append(centre + (pixels[list(_SHELL)] - centre) * np.float32(reach))
+        rows.append(identity[list(_SHELL)] * np.float32(share))
+    keypoints = np.concatenate(places).astype(np.float32)
+    keypoints = (keypoints - np.array([x0, y0, 0], dtype=np.float32)) * (2 / (side - 1)) - np.array([1, 1, 0], dtype=np.float32)
+    keypoints[:, 2] = 0
+    weights = np.concatenate(rows).astype(np.float32)
+
+    below = _below_mouth(local)
+    edge = local[[78, 308], 0]
+    middle = (local[:, 0] > edge[0]) & (local[:, 0] < edge[1])
+    sheet = np.zeros((len(keypoints), 2), dtype=np.float32)  # upper, lower
+    for row, index in enumerate(chosen):
+        if middle[index]:
+            sheet[row, 0 if below[index] else 1] = _OFF
+    unit = 2 * width / (side - 1)  # face width in coordinates of the box
+    sigma2 = (0.065 * unit) ** 2
+    points = grid(cells).reshape(-1, 2)
+    # logit_k = -|p - d_k|² / 2σ²; |p|² is common to the keypoints, so it moves to the background's constant.
+    base = np.zeros((len(keypoints) + 1, 2, cells * cells), dtype=np.float32)
+    base[0] = -((0.28 * unit) ** 2) / (2 * sigma2) + (points**2).sum(1) / (2 * sigma2)
+    base[1:] = sheet[:, :, None]
+
+    at = grid(side).astype(np.float32)
+    window = smoothstep(1 - np.abs(at).max(-1), 0.02, 0.22)
+    here = np.stack(np.meshgrid(np.arange(x0, x1), np.arange(y0, y1)), -1).astype(np.float32)
+    right, left = pixels[78, :2], pixels[308, :2]
+    turn = _level(right, left)
+    lip = (pixels[list(topo.LIPS_INNER_LOWER), :2] - right) @ turn.T
+    level = (here - right) @ turn.T
+    cut = np.interp(level[..., 0], lip[:, 0], lip[:, 1]).astype(np.float32) - level[..., 1]
+    length = float(lip[-1, 0])
+    across = 2 * level[..., 0] / length - 1
+    beyond = np.clip(np.abs(across) - 0.96, 0, None) * length / 2
+    cut_width = 1.5 + np.minimum(3.0 * beyond, 0.12 * width)
+    upper_gap = pixels[list(topo.LIPS_INNER_LOWER[3:8]), 1] - pixels[list(topo.LIPS_INNER_UPPER[3:8]), 1]
+    open_already = float(upper_gap.mean()) > 0.03 * width
+    return Expression(
+        keypoints=keypoints,
+        weights=weights,
+        basis=basis,
+        box=box,
+        base=torch.from_numpy(base.reshape(len(keypoints) + 1, 2, cells, cells)),
+        points=torch.from_numpy(points),
+        sigma2=float(sigma2),
+        window=window,
+        cut=cut,
+        cut_width=cut_width.astype(np.float32),
+        inside=smoothstep(1.02 - np.abs(across), 0.0, 0.06),
+        mouth_across=across.astype(np.float32),
+        teeth=0.0 if open_already else 0.065 * width,
+        colours=_mouth_colours(image, pixels),
+        eyes=(
+            _eye(pixels, topo.EYE_RIGHT_UPPER, topo.EYE_RIGHT_LOWER, topo.BROW_RIGHT_LOWER, topo.IRIS_RIGHT, size),
+            _eye(pixels, topo.EYE_LEFT_UPPER, topo.EYE_LEFT_LOWER, topo.BROW_LEFT_LOWER, topo.IRIS_LEFT, size),
+        ),
+    )
+
+
+_SHELL = (288, 397, 379, 400, 152, 176, 150, 172, 58, 378, 149)
+
+
+def _square(centre: Array, half: float, size: int) -> tuple[int, int, int, int]:
+    side = min(size, 2 * round(half))
+    x0 = int(np.clip(round(float(centre[0]) - side / 2), 0, size - side))
+    y0 = int(np.clip(round(float(centre[1]) - side / 2), 0, size - side))
+    return x0, y0, x0 + side, y0 + side
+
+
+def _level(right: Array, left: Array) -> Array:
+    """The rotation that lays the line between two points level."""
+    direction = (left - right) / max(1e-6, float(np.linalg.norm(left - right)))
+    return np.array([[direction[0], direction[1]], [-direction[1], direction[0]]], dtype=np.float32)
+
+
+def _mouth_colours(image: Image, pixels: Array) -> Array:
+    """Cavity, teeth and tongue under the portrait's own light."""
+    size = image.shape[0]
+    places = pixels[[50, 280, 101, 330, 4, 151], :2].round().astype(int).clip(0, size - 1)
+    skin = np.median(image[places[:, 1], places[:, 0]].astype(np.float32), 0)
+    light = float(skin.max()) / 235
+    cast = skin / max(1.0, float(skin.max()))
+    teeth = 205 * light * (0.72 + 0.28 * cast)
+    tongue = np.array([150, 78, 74], dtype=np.float32) * light * 0.75
+    cavity = np.array([46, 18, 17], dtype=np.float32) * light
+    return np.stack([cavity, teeth, tongue]).astype(np.float32)
+
+
+def _eye(
+    pixels: Array, upper: tuple[int, ...], lower: tuple[int, ...], brow: tuple[int, ...], iris: tuple[int, ...], size: int
+) -> Eye:
+    right, left = pixels[upper[0], :2], pixels[upper[-1], :2]
+    turn = _level(right, left)
+    length = float(np.linalg.norm(left - right))
+    centre = (right + left) / 2
+    x0, y0 = np.maximum(np.floor(centre - (0.85 * length, 0.95 * length)), 0).astype(int)
+    x1, y1 = np.minimum(np.ceil(centre + (0.85 * length, 0.75 * length)), size).astype(int)
+    here = np.stack(np.meshgrid(np.arange(x0, x1), np.arange(y0, y1)), -1).astype(np.float32)
+    level = (here - right) @ turn.T
+
+    def curve(indices: tuple[int, ...]) -> Array:
+        points = (pixels[list(indices), :2] - right) @ turn.T
+        return np.interp(level[..., 0], points[:, 0], points[:, 1]).astype(np.float32)
+
+    top, bottom = curve(upper), curve(lower)
+    opening = np.maximum(bottom - top, 0)
+    # The lash line belongs to the lid: cut a little below the edge that the detector marks.
+    taper = smoothstep(np.minimum(level[..., 0], length - level[..., 0]), 0.0, 0.2 * length)
+    edge = top + (0.10 * opening + 0.012 * length) * taper
+    crease = top - np.maximum(0.75 * (top - curve(brow)), 0.25 * length)
+    shift = np.zeros((*opening.shape, 2), dtype=np.float32)
+    if len(pixels) >= 478:
+        ring = pixels[list(iris), :2]
+        radius = float(np.linalg.norm(ring[1:] - ring[0], axis=1).mean())
+        distance = np.linalg.norm(here - ring[0], axis=-1)
+        fade = smoothstep(np.minimum(level[..., 1] - edge, bottom - level[..., 1]) / max(radius, 1.0), -0.1, 0.35)
+        fade *= 1 - smoothstep(distance / max(radius, 1.0), 1.0, 2.4)
+        shift[..., 0] = 0.75 * radius * fade
+        shift[..., 1] = -0.35 * radius * fade
+    return Eye((int(x0), int(y0), int(x1), int(y1)), turn[1].copy(), level[..., 1], crease, edge, bottom, shift)
+
+
+def _lids(eye: Eye, closing: float, gaze: tuple[float, float]) -> tuple[Array, Array]:
+    """For each pixel of an eye's rectangle: how far to look up for the skin, ``[h, w]``, and the share of eyeball, ``[h, w]``."""
+    opening = np.maximum(eye.lower - eye.upper, 0)
+    edge = eye.upper + closing * 0.97 * opening
+    reach = np.maximum(eye.upper - eye.crease, 1.0)
+    stretch = (edge - eye.crease) / reach  # >= 1 when closing
+    t = np.clip((eye.along - eye.crease) / np.maximum(edge - eye.crease, 1.0), 0, 1)
+    slope = np.minimum(stretch, 1.75)  # at the crease the skin moves on without a kink, as far as it stays monotone
+    skin = eye.crease + reach * (slope * t + (1 - slope) * t * t)
+    up = np.where((eye.along > eye.crease) & (eye.along < edge), eye.along - skin, 0.0)
+    below = np.where(eye.along >= edge, edge - eye.upper, up)  # past the edge, for the soft rim
+    ball = np.clip(eye.along - edge + 0.5, 0, 1)
+    return below.astype(np.float32), ball.astype(np.float32)
+
+
+def landmark_offsets(expression: Expression, values: Array, offsets: Array | None) -> Array:
+    """``[468, 3]`` in face widths along the face's axes."""
+    total = np.tensordot(values.astype(np.float32), expression.basis, 1)
+    return np.asarray(total if offsets is None else total + offsets, dtype=np.float32)
+
+
+def moves(values: Array, offsets: Array | None) -> bool:
+    """Whether there is any expression to draw."""
+    return bool(np.any(values != 0)) or (offsets is not None and bool(np.any(offsets != 0)))
+
+
+def redraw(
+    layer: Image, expression: Expression, frame: FaceFrame, values: Array, offsets: Array | None, backend: str | None
+) -> Image:
+    """The head layer with its expression: ``[S, S, 4]`` uint8, in the portrait's own view.
+
+    Args:
+        layer: ``[S, S, 4]`` premultiplied uint8 at rest.
+        values: ``[E]``; `offsets` ``[468, 3]`` or None.
+    """
+    x0, y0, x1, y1 = expression.box
+    side = x1 - x0
+    size = layer.shape[0]
+    local = landmark_offsets(expression, values, offsets)
+    out = layer.copy()
+    unit = (size - 1) / (side - 1)  # normalised crop coordinates to coordinates of the box
+    moved = frame.directions(expression.weights @ local) * np.float32(unit)  # [K, 3]
+    moved[:, 2] = 0
+    here = _pixel_grid(side)
+    if np.abs(moved).max() > 1e-7:
+        upper, lower = _sheets(expression, moved, backend)
+        upper = here + upper * expression.window[..., None]
+        lower = here + lower * expression.window[..., None]
+    else:
+        upper = lower = here
+    picture = layer[y0:y1, x0:x1]
+
+    cut_lower = cv2.remap(expression.cut, lower, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    cut_upper = cv2.remap(expression.cut, upper, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    of_lower = np.clip(0.5 - cut_lower / expression.cut_width, 0, 1)
+    flow = upper + of_lower[..., None] * (lower - upper)
+    lid_values = {name: float(values[EXPRESSIONS.index(name)]) for name in ("blink_right", "blink_left")}
+    gaze = float(values[EXPRESSIONS.index("gaze_x")]), float(values[EXPRESSIONS.index("gaze_y")])
+    drawn = cv2.remap(picture, flow, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    if upper is not lower:
+        _draw_mouth(drawn, picture, expression, upper, lower, cut_upper, cut_lower, of_lower)
+    out[y0:y1, x0:x1] = drawn
+    for eye, name in zip(expression.eyes, ("blink_right", "blink_left"), strict=True):
+        if lid_values[name] != 0 or gaze != (0.0, 0.0):
+            _draw_eye(out, layer, eye, lid_values[name], gaze, flow - here, expression.box)
+    return out
+
+
+def _pixel_grid(side: int) -> Array:
+    return np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).astype(np.float32)
+
+
+def _sheets(expression: Expression, moved: Array, backend: str | None) -> tuple[Array, Array]:
+    """The displacement, in pixels, of the upper and the lower sheet: two ``[S, S, 2]``."""
+    source = torch.from_numpy(expression.keypoints)
+    driving = torch.from_numpy(expression.keypoints + moved)
+    count, _, cells, _ = expression.base.shape
+    place = driving[:, :2]
+    near = torch.addmm(
+        (-(place**2).sum(1) / (2 * expression.sigma2))[:, None], place / expression.sigma2, expression.points.T
+    )
+    logits = expression.base.clone()
+    logits[1:] += near.view(count - 1, 1, cells, cells)
+    flow = ops.motion_field(logits[None], source[None], driving[None], backend=backend)[0]  # [2, h, w, 3]
+    at = torch.linspace(-1, 1, cells)
+    shift = flow[..., :2].permute(0, 3, 1, 2)  # [2, 2, h, w]
+    shift = shift - torch.stack([at[None, :].expand(cells, cells), at[:, None].expand(cells, cells)])
+    side = expression.window.shape[0]
+    shift = torch.nn.functional.interpolate(shift, (side, side), mode="bilinear", align_corners=True)
+    pixels = (shift * ((side - 1) / 2)).permute(0, 2, 3, 1).contiguous().numpy()
+    return pixels[0], pixels[1]
+
+
+def _draw_mouth(
+    drawn: Image,
+    picture: Image,
+    expression: Expression,
+    upper: Array,
+    lower: Array,
+    cut_upper: Array,
+    cut_lower: Array,
+    of_lower: Array,
+) -> None:
+    """Put the inside of the mouth where neither sheet reaches. In place."""
+    of_upper = np.clip(1.0 + cut_upper / expression.cut_width, 0, 1)
+    gap = (1 - of_lower) * (1 - of_upper) * expression.inside
+    rows, columns = np.nonzero(gap > 1e-3)
+    if len(rows) == 0:
+        return
+    part = slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1)
+    depth_upper = np.maximum(-cut_upper[part], 0)  # pixels below the upper edge
+    depth_lower = np.maximum(cut_lower[part], 0)  # pixels above the lower lip
+    across = np.abs(expression.mouth_across[part])
+    cavity, teeth, tongue = expression.colours
+    height = max(expression.teeth, 1.0)
+    wide = max(float(expression.cut_width.max()), 1.0)
+    shade = 1 - smoothstep(across, 0.25, 0.95)
+    inner = np.broadcast_to(cavity, (*depth_upper.shape, 3)) * (0.55 + 0.45 * shade[..., None])
+    swell = (1 - smoothstep(depth_lower / (0.9 * wide), 0.0, 1.0)) * shade * smoothstep(depth_upper / wide, 0.4, 1.6)
+    inner = inner + (tongue - inner) * (0.75 * swell)[..., None]
+    if expression.teeth > 0:
+        length = height * (1.0 - 0.35 * np.clip(across, 0, 1) ** 2)
+        row = (1 - smoothstep(depth_upper, length - 1.2, length + 1.2)) * (1 - smoothstep(across, 0.55, 0.92))
+        tone = teeth * (0.62 + 0.38 * smoothstep(depth_upper / height, 0.0, 0.6))[..., None] * (0.5 + 0.5 * shade)[..., None]
+        inner = inner + (tone - inner) * row[..., None]
+    base = cv2.remap(picture, upper[part], None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    over = cv2.remap(picture, lower[part], None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    alpha_up, alpha_low = of_upper[part][..., None], of_lower[part][..., None]
+    mixed = alpha_low * over[..., :3] + (1 - alpha_low) * (alpha_up * base[..., :3] + (1 - alpha_up) * inner)
+    mask = np.clip(gap[part] * 8, 0, 1)[..., None] * expression.inside[part][..., None]
+    place = drawn[part]
+    place[..., :3] = np.rint(place[..., :3] * (1 - mask) + mixed * mask).astype(np.uint8)
+
+
+def _draw_eye(
+    out: Image,
+    layer: Image,
+    eye: Eye,
+    closing: float,
+    gaze: tuple[float, float],
+    shift: Array,
+    box: tuple[int, int, int, int],
+) -> None:
+    """Draw one eye with its lid. In place; what the sheets did there is done again."""
+    x0, y0, x1, y1 = eye.box
+    here = np.stack(np.meshgrid(np.arange(x0, x1), np.arange(y0, y1)), -1).astype(np.float32)
+    # The sheets' displacement at this eye, from the box of the expression.
+    carried = cv2.remap(
+        shift, here - np.array(box[:2], dtype=np.float32), None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT
+    )
+    up, ball = _lids(eye, float(np.clip(closing, -0.3, 1.0)), gaze)
+    at = here + carried
+    in_eye = at - np.array([x0, y0], dtype=np.float32)
+    up = cv2.remap(up, in_eye, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    ball = cv2.remap(ball, in_eye, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[..., None]
+    lid = cv2.remap(layer, at - up[..., None] * eye.down, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    look = eye.iris * np.array(gaze, dtype=np.float32)
+    globe = cv2.remap(layer, at - look, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    out[y0:y1, x0:x1] = np.rint(lid * (1 - ball) + globe * ball).astype(np.uint8)
