@@ -50,30 +50,36 @@ class Registry(Generic[Call]):
 
     def run(self, call: Call, backend: str) -> None:
         """Run a call on the backend asked for, or on the first that can when `backend` is empty."""
-        self.implementations[self.choose(call, backend)].run(call)
+        name, complaint = self.choose(call, backend)
+        if complaint:
+            _log_once(complaint)
+        self.implementations[name].run(call)
 
-    def choose(self, call: Call, backend: str = "") -> str:
-        """The name of the backend that runs `call`; raises BackendUnavailable where a chosen one cannot."""
+    def choose(self, call: Call, backend: str = "") -> tuple[str, str]:
+        """The backend that runs `call`, and what to complain of where that is the reference for want of a kernel.
+
+        Raises BackendUnavailable where a chosen backend cannot run the call, or with FASTFACE_STRICT=1 no kernel can.
+        """
         op, device, shape_class = self.describe(call)
         asked = requested(backend)
         if asked:
             reason = self.implementations[asked].refuse(call)
             if reason is None:
-                return asked
+                return asked, ""
             raise BackendUnavailable(f"{op}: backend {asked!r} cannot run this call: {reason}")
         reasons = {}
         order, why_not_more = preference(op, device, shape_class)
         for name in order:
             reason = self.implementations[name].refuse(call)
             if reason is None:
-                return name
+                return name, ""
             reasons[name] = reason
         told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items()) or why_not_more
         if os.environ.get("FASTFACE_STRICT") == "1":
             raise BackendUnavailable(f"{op}: no kernel backend can run this call and FASTFACE_STRICT=1 is set. {told}")
-        if device.type != "cpu" or not _only_by_design(reasons):
-            _log_once(f"{op} falls back to the reference on {device}. {told}")
-        return "reference"
+        if reasons and _only_by_design(reasons):
+            return "reference", ""
+        return "reference", f"{op} falls back to the reference on {device}. {told}"
 
 
 def _only_by_design(reasons: Mapping[str, str]) -> bool:
@@ -150,7 +156,7 @@ def explain(op: str, *args: Any, **kwargs: Any) -> str:
         rank = "" if reason else (" (default)" if order[:1] == (name,) else "")
         lines.append(f"  {name:<10}{'usable' + rank if reason is None else 'no: ' + reason}")
     try:
-        lines.append(f"  would run: {registry.choose(call, wish)}")
+        lines.append(f"  would run: {registry.choose(call, wish)[0]}")
     except BackendUnavailable as error:
         lines.append(f"  would raise: {error}")
     if not order and why_not_more:

@@ -1,0 +1,49 @@
+"""The command line, `fastface` or `python -m fastface`. Each command is a module of this package, imported when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from fastface._version import __version__
+
+COMMANDS = {
+    "animate": "move the face in a photo: by a preset motion or by a driving video",
+    "doctor": "report the environment, the build and the backends, and what to do where something is missing",
+    "selftest": "run every backend that can run here against the reference",
+    "bench": "time the kernels against eager PyTorch and torch.compile; print a table, write CSV rows",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0 for success, 1 for a failed check, 2 for bad input."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="fastface",
+        description="Talking heads in real time: one portrait plus motion in, frames out.",
+        epilog="fastface COMMAND --help tells more. To begin: fastface animate photo.jpg --motion talk -o talk.mp4",
+    )
+    parser.add_argument("--version", action="version", version=f"fastface {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    chosen = next((word for word in argv if not word.startswith("-")), None)
+    for name, summary in COMMANDS.items():
+        if name != chosen:
+            commands.add_parser(name, help=summary)
+            continue
+        module = importlib.import_module(f"fastface.apps.{name}")
+        command = commands.add_parser(
+            name, help=summary, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    args = parser.parse_args(argv)
+    try:
+        return args.run(args)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `fastface ... | head`
+        sys.stderr.close()
+        return 0
