@@ -1,8 +1,10 @@
-"""Builds fastface: pure Python always, the native modules where a compiler is found. torch is neither imported nor needed.
+"""Builds fastface: pure Python always, the native modules where a compiler is found. torch is neither imported nor
+needed.
 
 FASTFACE_CUDA   unset: build the CUDA module if nvcc is found, and say so if not; 1: fail without it; 0: leave it out
-FASTFACE_CPU    unset: build the CPU module if a C++ compiler is found, and say so if not; 1: fail without it; 0: leave it out
-FASTFACE_CUDA_ARCHITECTURES   the CMake list to use instead of the default, for example "90-real" for a quick local build
+FASTFACE_CPU    unset: build the CPU module if a C++ compiler is found, and say so if not; 1: fail without it; 0: leave
+it out FASTFACE_CUDA_ARCHITECTURES   the CMake list to use instead of the default, for example "90-real" for a quick
+local build
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ def say(text: str) -> None:
 
 
 def git_hash() -> str:
+    if not (ROOT / ".git").exists():
+        return ""  # an unpacked sdist may lie inside somebody else's repository
     run = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
     return run.stdout.strip() if run.returncode == 0 else ""
 
@@ -42,7 +46,9 @@ class NativeBuild(build_ext):
     """Runs CMake once for all native modules; without a compiler it leaves them out and says so."""
 
     def run(self) -> None:
-        package = ROOT / "fastface" if self.inplace or self.editable_mode else Path(self.build_lib).resolve() / "fastface"
+        package = (
+            ROOT / "fastface" if self.inplace or self.editable_mode else Path(self.build_lib).resolve() / "fastface"
+        )
         package.mkdir(parents=True, exist_ok=True)
         cpu, cuda = tri_state("FASTFACE_CPU"), tri_state("FASTFACE_CUDA")
         if cpu == "OFF":
@@ -60,7 +66,7 @@ class NativeBuild(build_ext):
         (package / STAMP).write_text(json.dumps(stamp, indent=1) + "\n")
 
     def pure_python(self, reason: str) -> dict:
-        say(f"no native module is built: {reason}. The package is pure Python; its reference backend is complete but slower.")
+        say(f"no native module is built: {reason}. The package is pure Python; its reference backend is slower.")
         return {"cpu": {"skipped": reason}, "cuda": {"skipped": reason}}
 
     def cmake(self, package: Path, cuda: str) -> dict:
@@ -89,7 +95,9 @@ class NativeBuild(build_ext):
     # The modules come from CMake, under names of its choosing, so setuptools has nothing to copy or to look for.
     def get_outputs(self) -> list[str]:
         package = Path(self.build_lib) / "fastface"
-        return [str(path) for path in (*package.glob("_c*.so"), *package.glob("_c*.pyd"), package / STAMP) if path.exists()]
+        return [
+            str(path) for path in (*package.glob("_c*.so"), *package.glob("_c*.pyd"), package / STAMP) if path.exists()
+        ]
 
     def get_output_mapping(self) -> dict[str, str]:
         return {}

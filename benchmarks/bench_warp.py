@@ -1,4 +1,6 @@
-"""The `warp` hot path at the shapes of LivePortrait and face-vid2vid: each backend against the eager and the compiled reference."""
+"""The `warp` hot path at the shapes of LivePortrait and face-vid2vid: each backend against the eager and the compiled
+reference.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ OPS = ("pack_motions", "compose_flow", "compose_volumes", "motion_field")
 
 
 def cases(device: str, quick: bool, compiled: bool) -> Iterator[Case]:
-    """The cases for a device, `cpu` or `cuda`: published shapes first, then 16-bit types, batch and (on a CPU) threads."""
+    """Cases for a device, `cpu` or `cuda`: published shapes first, then 16-bit types, batch and (on a CPU) threads."""
     main = [torch.float32] if device == "cpu" else [torch.float16, torch.float32]
     make = partial(_case, device=device, compiled=compiled)
     for dtype in main:

@@ -1,7 +1,8 @@
 """Times contenders against each other, honestly: they take turns, medians are quoted, and a wrong result has no speed.
 
-On a GPU each contender runs as a CUDA graph behind a flush of the L2 cache, between two events; where a contender cannot be captured
-it runs plainly and its row says so. On a CPU each call is timed by the clock, on warm caches, as a real-time loop would see it.
+On a GPU each contender runs as a CUDA graph behind a flush of the L2 cache, between two events; where a contender
+cannot be captured it runs plainly and its row says so. On a CPU each call is timed by the clock, on warm caches, as a
+real-time loop would see it.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ __all__ = ["Case", "Row", "append_csv", "run_case", "table"]
 class Case:
     """One thing to time in several ways.
 
-    `contenders` maps a provider (eager, compile, or a backend) to the call; `checks` judges a contender before it is timed.
-    `bytes` and `flops` are the model's: every input read once, every output written once. `make` is called under `threads` threads.
+    `contenders` maps a provider (eager, compile, or a backend) to the call; `checks` judges a contender before it is
+    timed. `bytes` and `flops` are the model's: every input read once, every output written once. `make` is called under
+    `threads` threads.
     """
 
     op: str
@@ -250,7 +252,11 @@ def _device(device: str) -> tuple[str, str, str, float | None]:
 @functools.cache
 def _commit() -> str:
     run = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return run.stdout.strip()
 
@@ -344,21 +350,18 @@ def table(rows: Iterable[Row]) -> str:
     lines = [header]
     last = ""
     for row in rows:
-        name = " ".join(
-            part
-            for part in (
-                row.op, row.shape, row.variant, row.dtype, row.layout if row.layout != "contiguous" else "", f"batch {row.batch}",
-                f"{row.threads} threads" if row.threads else "",
-            )
-            if part
-        )  # fmt: skip
+        parts = [row.op, row.shape, row.variant, row.dtype, row.layout if row.layout != "contiguous" else ""]
+        parts += [f"batch {row.batch}", f"{row.threads} threads" if row.threads else ""]
+        name = " ".join(part for part in parts if part)
         scale, unit = (1e3, "ms") if row.median_us and row.median_us >= 1000 else (1, "us")
         lines.append(
             [
                 name if name != last else "",
                 row.provider,
                 "" if row.median_us is None else f"{row.median_us / scale:.3g} {unit}",
-                "" if row.p20_us is None or row.p80_us is None else f"{row.p20_us / scale:.3g}-{row.p80_us / scale:.3g}",
+                ""
+                if row.p20_us is None or row.p80_us is None
+                else f"{row.p20_us / scale:.3g}-{row.p80_us / scale:.3g}",
                 number(row.speedup_eager, ".2f"),
                 number(row.speedup_compile, ".2f"),
                 number(row.gb_per_s, ".1f"),
@@ -369,4 +372,6 @@ def table(rows: Iterable[Row]) -> str:
         )
         last = name
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )

@@ -1,4 +1,6 @@
-"""The rules of the house that a reader relies on: every piece of a hot path at its place, imports downwards, a light import."""
+"""The rules of the house that a reader relies on: every piece of a hot path at its place, imports downwards, a light
+import.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,12 @@ ROOT = Path(__file__).parents[1]
 SLUGS = sorted(path.parent.name for path in ROOT.glob("kernels/*/__init__.py"))
 # Lower floors first; a module may import its own floor and those below.
 FLOORS = {
-    "_version": 0, "kernels": 0, "ops": 1, "nn": 2, "face": 2, "audio": 2, "checkpoints": 2, "engine": 2, "models": 3, "media": 3,
+    **dict.fromkeys(("_version", "kernels"), 0),
+    "ops": 1,
+    **dict.fromkeys(("nn", "face", "audio", "checkpoints", "engine"), 2),
+    **dict.fromkeys(("models", "media"), 3),
     "apps": 4,
-}  # fmt: skip
+}
 
 
 def test_there_are_hot_paths() -> None:
@@ -46,7 +51,9 @@ def imported(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         names = []
         if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "fastface" else [node.module]
+            names = (
+                [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "fastface" else [node.module]
+            )
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         rooms |= {name.split(".")[1] for name in names if name.startswith("fastface.")}
@@ -70,15 +77,21 @@ def run_python(code: str) -> str:
 
 
 def test_import_loads_no_triton_and_no_native_module() -> None:
-    code = (
-        "import sys, torch; before = set(sys.modules); import fastface; new = set(sys.modules) - before;"
-        "print([m for m in new if m.split('.')[0] in ('triton', 'cv2', 'mediapipe', 'av') or m in ('fastface._cpu', 'fastface._cuda')])"
-    )
+    code = """
+import sys, torch
+before = set(sys.modules)
+import fastface
+heavy = ("triton", "cv2", "mediapipe", "av")
+new = set(sys.modules) - before
+print([name for name in new if name.split(".")[0] in heavy or name in ("fastface._cpu", "fastface._cuda")])
+"""
     assert run_python(code).strip() == "[]"
 
 
 def test_import_is_light() -> None:
-    """Under 1.3 times `import torch`, as CPU time within one process each, the best of several: CPU time, as the machine is shared."""
+    """Under 1.3 times `import torch`, as CPU time within one process each, the best of several: CPU time, as the
+    machine is shared.
+    """
 
     def spent(module: str) -> float:
         code = f"import time; start = time.process_time(); import {module}; print(time.process_time() - start)"

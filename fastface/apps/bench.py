@@ -1,4 +1,5 @@
-"""Times every backend against eager PyTorch and torch.compile of the reference, prints a table and writes a CSV row per contender.
+"""Times every backend against eager PyTorch and torch.compile of the reference, prints a table and writes a CSV row per
+contender.
 
 Contenders take turns, medians are quoted, and a backend whose result is wrong gets no time.
 
@@ -23,11 +24,15 @@ from tqdm import tqdm
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", nargs="*", help="hot paths, ops or models, for example warp or compose_flow (default: all)")
+    parser.add_argument(
+        "what", nargs="*", help="hot paths, ops or models, for example warp or compose_flow (default: all)"
+    )
     parser.add_argument("--full", action="store_true", help="every case, not only the published shapes")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one, else cpu")
     parser.add_argument("--seconds", type=float, default=2.0, help="measuring time per contender (default 2)")
-    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes long to compile")
+    parser.add_argument(
+        "--no-compile", action="store_true", help="leave out torch.compile, which takes long to compile"
+    )
     parser.add_argument("--csv", type=Path, metavar="FOLDER", help="append the rows to FOLDER/<device>.csv")
     parser.add_argument("--json", action="store_true", help="print one JSON object a row instead of the table")
 

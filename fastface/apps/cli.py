@@ -1,4 +1,6 @@
-"""The command line, `fastface` or `python -m fastface`. Each command is a module of this package, imported when it is called."""
+"""The command line, `fastface` or `python -m fastface`. Each command is a module of this package, imported when it is
+called.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Reports the environment, how the native modules were built, and for each op which backend would run, and why not the others.
+"""Reports the environment, how the native modules were built, and for each op which backend would run, and why not the
+others.
 
 Attach its output to a bug report. Exits with 1 if something that is installed does not work.
 """
@@ -142,11 +143,16 @@ def render(report: dict[str, Any]) -> str:
         state = f"loads ({build})" if entry["usable"] else f"missing: {entry['reason']}"
         lines.append(f"  {name:<6}{state}")
         if "tier" in entry:
-            lines.append(f"        runs the {entry['tier']} kernels; this processor could run {', '.join(entry['tiers'])}")
+            lines.append(
+                f"        runs the {entry['tier']} kernels; this processor could run {', '.join(entry['tiers'])}"
+            )
     lines.append("\nGPUs")
     for gpu in report["gpus"]:
         built = gpu["cuda_module_architectures"]
-        lines.append(f"  {gpu['name']}, capability {gpu['capability']}, {gpu['memory_gib']} GiB" + (f"; built for {built}" if built else ""))
+        lines.append(
+            f"  {gpu['name']}, capability {gpu['capability']}, {gpu['memory_gib']} GiB"
+            + (f"; built for {built}" if built else "")
+        )
     if not report["gpus"]:
         lines.append("  none that torch can use")
     lines.append("\nbackends (float32, batch 1)")

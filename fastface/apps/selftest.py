@@ -1,5 +1,5 @@
-"""Runs every backend that can run here against the reference in float64, on fresh random inputs: odd sizes, 16-bit types, sliced and
-channels_last tensors. Exits with 1 if any result is wrong.
+"""Runs every backend that can run here against the reference in float64, on fresh random inputs: odd sizes, 16-bit
+types, sliced and channels_last tensors. Exits with 1 if any result is wrong.
 
   fastface selftest                     everything, a few seconds on a CPU
   fastface selftest --op compose_flow --backend cuda
@@ -95,7 +95,9 @@ def _check(op: str, backend: str, device: str, name: str, options: dict, seed: i
 def _print(rows: list[Row], verbose: bool) -> None:
     for (op, backend), group_rows in itertools.groupby(rows, key=lambda row: (row.op, row.backend)):
         group = list(group_rows)
-        counts = {status: sum(row.status == status for row in group) for status in ("ok", "wrong", "failed", "unusable")}
+        counts = {
+            status: sum(row.status == status for row in group) for status in ("ok", "wrong", "failed", "unusable")
+        }
         if counts["unusable"] == len(group):
             print(f"{op:<16}{backend:<11}not usable here: {group[0].note}")
             continue

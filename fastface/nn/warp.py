@@ -10,7 +10,9 @@ __all__ = ["ComposeFlow", "ComposeVolumes", "PackMotions"]
 
 
 class PackMotions(nn.Module):
-    """`fastface.ops.pack_motions` with its options held: the input of the dense motion network, ``[B, (K+1)*(C+1), D, H, W]``."""
+    """`fastface.ops.pack_motions` with its options held: the input of the dense motion network, ``[B, (K+1)*(C+1), D,
+    H, W]``.
+    """
 
     def __init__(self, sigma2: float = 0.01, align_corners: bool = False, backend: str | None = None) -> None:
         super().__init__()
@@ -25,8 +27,8 @@ class PackMotions(nn.Module):
         out: Tensor | None = None,
     ) -> Tensor:
         return ops.pack_motions(
-            feature, kp_source, kp_driving, linear=linear, sigma2=self.sigma2, align_corners=self.align_corners, out=out,
-            backend=self.backend,
+            feature, kp_source, kp_driving, linear=linear, sigma2=self.sigma2, align_corners=self.align_corners,
+            out=out, backend=self.backend,
         )  # fmt: skip
 
     def extra_repr(self) -> str:
@@ -43,7 +45,9 @@ class _Compose(nn.Module):
 
 
 class ComposeFlow(_Compose):
-    """`fastface.ops.compose_flow` with its options held: the flows blended, the volume sampled once, ``[B, C, D, H, W]``."""
+    """`fastface.ops.compose_flow` with its options held: the flows blended, the volume sampled once, ``[B, C, D, H,
+    W]``.
+    """
 
     def forward(
         self,
@@ -55,8 +59,8 @@ class ComposeFlow(_Compose):
         occlusion: Tensor | None = None,  # [B, 1, H, W]
     ) -> Tensor:
         return ops.compose_flow(
-            feature, logits, kp_source, kp_driving, linear=linear, occlusion=occlusion, align_corners=self.align_corners,
-            backend=self.backend,
+            feature, logits, kp_source, kp_driving, linear=linear, occlusion=occlusion,
+            align_corners=self.align_corners, backend=self.backend,
         )  # fmt: skip
 
 
@@ -73,6 +77,6 @@ class ComposeVolumes(_Compose):
         occlusion: Tensor | None = None,
     ) -> Tensor:
         return ops.compose_volumes(
-            feature, logits, kp_source, kp_driving, linear=linear, occlusion=occlusion, align_corners=self.align_corners,
-            backend=self.backend,
+            feature, logits, kp_source, kp_driving, linear=linear, occlusion=occlusion,
+            align_corners=self.align_corners, backend=self.backend,
         )  # fmt: skip

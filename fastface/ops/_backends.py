@@ -1,8 +1,9 @@
 """Chooses the backend of a call, inside the op, where torch.compile does not look.
 
-A hot path lists its backends in a `Registry`: for each, how to run a call and why it may refuse one. The order of choice is fixed
-for CPU tensors and comes from measurements (`_measured.json`) for GPUs: no kernel is a default on a device that has not shown it
-correct and faster. `backend=` and `FASTFACE_BACKEND` override the choice, and raise instead of falling back.
+A hot path lists its backends in a `Registry`: for each, how to run a call and why it may refuse one. The order of
+choice is fixed for CPU tensors and comes from measurements (`_measured.json`) for GPUs: no kernel is a default on a
+device that has not shown it correct and faster. `backend=` and `FASTFACE_BACKEND` override the choice, and raise
+instead of falling back.
 """
 
 from __future__ import annotations
@@ -18,7 +19,16 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-__all__ = ["BACKENDS", "BackendUnavailable", "Implementation", "Registry", "explain", "register", "registries", "requested"]
+__all__ = [
+    "BACKENDS",
+    "BackendUnavailable",
+    "Implementation",
+    "Registry",
+    "explain",
+    "register",
+    "registries",
+    "requested",
+]
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 _log = logging.getLogger("fastface")
@@ -40,7 +50,9 @@ class Implementation(Generic[Call]):
 
 @dataclass(frozen=True)
 class Registry(Generic[Call]):
-    """The backends of one hot path. `describe` gives (op, device, shape class) of a call; `build` makes a call for `explain`."""
+    """The backends of one hot path. `describe` gives (op, device, shape class) of a call; `build` makes a call for
+    `explain`.
+    """
 
     slug: str
     ops: tuple[str, ...]
@@ -124,7 +136,9 @@ def device_class(index: int | None) -> str:
 
 @functools.cache
 def _measured() -> dict[str, dict[str, dict[str, list[str]]]]:
-    """{device: {op: {shape class or "any": [backends that beat the reference there, fastest first]}}}, from benchmarks/data."""
+    """{device: {op: {shape class or "any": [backends that beat the reference there, fastest first]}}}, from
+    benchmarks/data.
+    """
     return json.loads((Path(__file__).parent / "_measured.json").read_text())
 
 
@@ -139,7 +153,8 @@ def register(registry: Registry[Call]) -> Registry[Call]:
 
 
 def explain(op: str, *args: Any, **kwargs: Any) -> str:
-    """Print, and return, which backends could run ``op(*args, **kwargs)``, why the others cannot, and which one would run.
+    """Print, and return, which backends could run ``op(*args, **kwargs)``, why the others cannot, and which one would
+    run.
 
     Raises ValueError for an unknown op, and what the op itself raises for bad arguments.
     """

@@ -50,7 +50,9 @@ def reason_missing(name: str) -> str | None:
 
 @functools.cache
 def build_stamp() -> dict[str, Any]:
-    """What the build recorded of itself (git hash, compilers, architectures, flags, skipped parts); empty if it never ran."""
+    """What the build recorded of itself (git hash, compilers, architectures, flags, skipped parts); empty if it never
+    ran.
+    """
     path = Path(__file__).resolve().parents[1] / "_build_stamp.json"
     try:
         stamp = json.loads(path.read_text())

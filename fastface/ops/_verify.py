@@ -1,7 +1,8 @@
-"""Random inputs, and the one rule by which a backend's result is right: for tests, for `selftest` and for the benchmarks.
+"""Random inputs, and the one rule by which a backend's result is right: for tests, for `selftest` and for the
+benchmarks.
 
-The truth is the reference in float64 on the same numbers. A result may lose at most twice what the reference itself loses when it
-runs in the result's dtype, plus one rounding of that dtype.
+The truth is the reference in float64 on the same numbers. A result may lose at most twice what the reference itself
+loses when it runs in the result's dtype, plus one rounding of that dtype.
 """
 
 from __future__ import annotations
@@ -83,10 +84,11 @@ def inputs(
     logits_dtype: torch.dtype | None = None,
     seed: int = 0,
 ) -> Inputs:
-    """Random arguments for `op`: keypoints inside and a little outside the volume, motions of a few voxels and some large ones.
+    """Random arguments for `op`: keypoints inside and a little outside the volume, motions of a few voxels and some
+    large ones.
 
-    `layout` is contiguous, sliced (every tensor is a view into a larger one, with odd strides) or channels_last; `linear` is None,
-    "image" or "keypoint".
+    `layout` is contiguous, sliced (every tensor is a view into a larger one, with odd strides) or channels_last;
+    `linear` is None, "image" or "keypoint".
     """
     if op not in _REFERENCES:
         raise ValueError(f"op must be one of {', '.join(_REFERENCES)}, got {op!r}")
@@ -154,7 +156,9 @@ def compare(result: Tensor, truth: Tensor, yardstick: Tensor) -> Verdict:
     if bool(unwanted.any()):
         index = [int(i) for i in unwanted.nonzero()[0]]
         found = "NaN" if bool(result[tuple(index)].isnan()) else "a number"
-        return Verdict(float("inf"), 0.0, False, f"{int(unwanted.sum())} elements, first at {index}: {found}, unlike the reference")
+        return Verdict(
+            float("inf"), 0.0, False, f"{int(unwanted.sum())} elements, first at {index}: {found}, unlike the reference"
+        )
     same = difference.nan_to_num(0.0, posinf=0.0) if bool(truth.isinf().any()) else difference.nan_to_num(0.0)
     scale = truth.nan_to_num(0.0, 0.0, 0.0).abs()
     limit = float(2 * lost.nan_to_num(0.0, posinf=0.0).max() + torch.finfo(result.dtype).eps * scale.max())
@@ -162,7 +166,9 @@ def compare(result: Tensor, truth: Tensor, yardstick: Tensor) -> Verdict:
     if error <= limit:
         return Verdict(error, limit, True)
     worst = [int(i) for i in torch.unravel_index(same.argmax(), same.shape)]
-    return Verdict(error, limit, False, f"worst at {worst}: {float(result[tuple(worst)])!r} for {float(truth[tuple(worst)])!r}")
+    return Verdict(
+        error, limit, False, f"worst at {worst}: {float(result[tuple(worst)])!r} for {float(truth[tuple(worst)])!r}"
+    )
 
 
 def verify(case: Inputs, backend: str | None = None) -> Verdict:

@@ -1,15 +1,16 @@
 """Keypoint volume warping: pack the K+1 sparse motions of a volume, and compose them into one warped volume.
 
-Sparse motion k maps a driving voxel p to the source, ``w_k(p) = A_k (p - kp_driving_k) + kp_source_k``; k = 0 is the background,
-the identity. A is the identity for ``linear=None``, else given per image or per keypoint (the paper's R R̄⁻¹). Keypoints are
-(x, y, z) in [-1, 1], x along W. The voxel grid includes both end points (``2 i / (n - 1) - 1``; 0 on an axis of size 1) and is
-sampled trilinearly with zeros outside; public checkpoints want ``align_corners=False`` although their grid includes the ends.
+Sparse motion k maps a driving voxel p to the source, ``w_k(p) = A_k (p - kp_driving_k) + kp_source_k``; k = 0 is the
+background, the identity. A is the identity for ``linear=None``, else given per image or per keypoint (the paper's R
+R̄⁻¹). Keypoints are (x, y, z) in [-1, 1], x along W. The voxel grid includes both end points (``2 i / (n - 1) - 1``; 0
+on an axis of size 1) and is sampled trilinearly with zeros outside; public checkpoints want ``align_corners=False``
+although their grid includes the ends.
 Source: arXiv 2303.09799, equations (1) and (2). Formulas, costs and tolerances: kernels/warp/README.md.
 
-Every op takes float32, float16 and bfloat16 (coordinates, softmax and sums in float32; float64 runs on the reference), any strides
-and any sizes; NaN in gives NaN out. Kernels are for inference: when an input requires grad the differentiable reference runs.
-Every op raises ValueError or TypeError for bad arguments, naming value and expectation, and BackendUnavailable where a backend
-chosen by ``backend=`` or FASTFACE_BACKEND cannot run the call.
+Every op takes float32, float16 and bfloat16 (coordinates, softmax and sums in float32; float64 runs on the reference),
+any strides and any sizes; NaN in gives NaN out. Kernels are for inference: when an input requires grad the
+differentiable reference runs. Every op raises ValueError or TypeError for bad arguments, naming value and expectation,
+and BackendUnavailable where a backend chosen by ``backend=`` or FASTFACE_BACKEND cannot run the call.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _KERNEL_DTYPES = tuple(_native.DTYPES)
 
 @dataclass(frozen=True)
 class WarpCall:
-    """One checked call, its output allocated: what a backend gets. Keypoints and `linear` are contiguous float32 for kernels."""
+    """One checked call, its output allocated: what a backend gets, keypoints and `linear` contiguous and float32."""
 
     op: str
     out: Tensor  # [B, (K+1)*(C+1), D, H, W], [B, C, D, H, W], or for motion_field [B, D, H, W, 3] in float32
@@ -74,10 +75,12 @@ def pack_motions(
         kp_source, kp_driving: ``[B, K, 3]``, any floating dtype.
         linear: None, ``[B, 3, 3]`` or ``[B, K, 3, 3]``.
         sigma2: σ², positive, in squared units of the coordinates.
-        out: written in place where given, for example a slice of the decoder's concatenation buffer. It must not overlap an input.
+        out: written in place where given, for example a slice of the decoder's concatenation buffer. It must not
+            overlap an input.
 
     Returns:
-        ``[B, (K+1)*(C+1), D, H, W]`` in the dtype and memory format of `feature`; channel ``k*(C+1)`` is the heatmap of motion k.
+        ``[B, (K+1)*(C+1), D, H, W]`` in the dtype and memory format of `feature`; channel ``k*(C+1)`` is the heatmap of
+        motion k.
     """
     _check_keypoints(feature, "feature", kp_source, kp_driving, linear)
     if not sigma2 > 0:
@@ -106,7 +109,7 @@ def compose_flow(
     align_corners: bool = False,
     backend: str | None = None,
 ) -> Tensor:
-    """Blend the flows and sample once: ``occlusion * feature(Σ_k softmax(logits)_k w_k(p))``. The published composition.
+    """Blend the flows and sample once, as published: ``occlusion * feature(Σ_k softmax(logits)_k w_k(p))``.
 
     Args:
         feature: ``[B, C, D, H, W]``.
@@ -132,11 +135,13 @@ def compose_volumes(
     align_corners: bool = False,
     backend: str | None = None,
 ) -> Tensor:
-    """Blend the warped volumes: ``occlusion * Σ_k softmax(logits)_k feature(w_k(p))``. The composition as printed, equation (2).
+    """Blend the warped volumes, equation (2) as printed: ``occlusion * Σ_k softmax(logits)_k feature(w_k(p))``.
 
     Arguments and result as in `compose_flow`.
     """
-    return _compose("compose_volumes", feature, logits, kp_source, kp_driving, linear, occlusion, align_corners, backend)
+    return _compose(
+        "compose_volumes", feature, logits, kp_source, kp_driving, linear, occlusion, align_corners, backend
+    )
 
 
 def motion_field(
@@ -247,12 +252,13 @@ def _check_device(label: str, tensor: Tensor, name: str, volume: Tensor) -> None
 
 
 def _route(backend: str | None, *tensors: Tensor | None) -> str:
-    """The backend to pass on: "reference" where the traceable reference must run right here, "" for the op's own choice."""
+    """The backend to pass on: "reference" where the traceable reference must run right here, "" for the op's choice."""
     wish = requested(backend)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         if wish not in ("", "reference"):
             raise BackendUnavailable(
-                f"backend {wish!r} has no gradient and an input requires grad: use backend='reference', or torch.no_grad()"
+                f"backend {wish!r} has no gradient and an input requires grad: "
+                "use backend='reference', or torch.no_grad()"
             )
         return "reference"
     return wish
@@ -277,7 +283,9 @@ def _new_field(logits: Tensor) -> Tensor:
     return torch.empty([logits.shape[0], *logits.shape[2:], 3], dtype=dtype, device=logits.device)
 
 
-def _make_call(op: str, out: Tensor, kp_source: Tensor, kp_driving: Tensor, linear: Tensor | None, **rest: Any) -> WarpCall:
+def _make_call(
+    op: str, out: Tensor, kp_source: Tensor, kp_driving: Tensor, linear: Tensor | None, **rest: Any
+) -> WarpCall:
     if out.dtype != torch.float64:
         kp_source, kp_driving = kp_source.float().contiguous(), kp_driving.float().contiguous()
         linear = None if linear is None else linear.float().contiguous()

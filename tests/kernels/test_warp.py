@@ -1,4 +1,5 @@
-"""The `warp` hot path: the reference against its definition and the goldens, and the backends of this machine against the reference.
+"""The `warp` hot path: the reference against its definition and the goldens, and the backends of this machine against
+the reference.
 
 Triton under its interpreter is tested in test_warp_triton.py, GPUs in test_warp_gpu.py.
 """
@@ -10,12 +11,12 @@ import math
 
 import pytest
 import torch
+from fastface.kernels.warp import warp_reference as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from fastface import ops
-from fastface.kernels.warp import warp_reference as reference
 from fastface.nn import ComposeFlow, ComposeVolumes, PackMotions
 from fastface.ops import _native, _verify
 from fastface.ops._verify import WarpShape, inputs
@@ -24,7 +25,9 @@ from tests import goldens
 OPS = ("pack_motions", "compose_flow", "compose_volumes", "motion_field")
 COMPOSE = ("compose_flow", "compose_volumes")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-needs_cpu = pytest.mark.skipif(_native.reason_missing("cpu") is not None, reason=f"cpu backend: {_native.reason_missing('cpu')}")
+needs_cpu = pytest.mark.skipif(
+    _native.reason_missing("cpu") is not None, reason=f"cpu backend: {_native.reason_missing('cpu')}"
+)
 # The op with its own choice of backend, the C++ kernels, and the reference behind the op's boundary.
 BACKENDS = [pytest.param("cpu", marks=needs_cpu), "reference"]
 
@@ -38,7 +41,9 @@ def axis(index: int, size: int) -> float:
 
 def trilinear(volume: list, point: list[float], align_corners: bool) -> float:
     sizes = (len(volume[0][0]), len(volume[0]), len(volume))  # W, H, D
-    position = [(c + 1) / 2 * (n - 1) if align_corners else ((c + 1) * n - 1) / 2 for c, n in zip(point, sizes, strict=True)]
+    position = [
+        (c + 1) / 2 * (n - 1) if align_corners else ((c + 1) * n - 1) / 2 for c, n in zip(point, sizes, strict=True)
+    ]
     total = 0.0
     for corner in itertools.product((0, 1), repeat=3):
         index = [math.floor(p) + c for p, c in zip(position, corner, strict=True)]
@@ -60,9 +65,19 @@ def test_reference_follows_the_definition(linear: str | None, align_corners: boo
     case = inputs("compose_flow", shape, linear=linear, occlusion=True, align_corners=align_corners, seed=5)
     (feature, logits, kp_source, kp_driving), kwargs = case.arguments
     sigma2 = 0.05
-    packed = reference.pack_motions(feature.double(), kp_source, kp_driving, kwargs.get("linear"), sigma2, align_corners)
+    packed = reference.pack_motions(
+        feature.double(), kp_source, kp_driving, kwargs.get("linear"), sigma2, align_corners
+    )
     flow = reference.motion_field(logits.double(), kp_source, kp_driving, kwargs.get("linear"))
-    args = (feature.double(), logits.double(), kp_source, kp_driving, kwargs.get("linear"), kwargs["occlusion"], align_corners)
+    args = (
+        feature.double(),
+        logits.double(),
+        kp_source,
+        kp_driving,
+        kwargs.get("linear"),
+        kwargs["occlusion"],
+        align_corners,
+    )
     composed, blended = reference.compose_flow(*args), reference.compose_volumes(*args)
     identity = torch.eye(3).tolist()
     for b, y, x in itertools.product(range(2), range(3), range(4)):
@@ -80,7 +95,9 @@ def test_reference_follows_the_definition(linear: str | None, align_corners: boo
             heat = 0.0
             if k > 0:
                 d, s = kp_driving[b, k - 1].tolist(), kp_source[b, k - 1].tolist()
-                heat = math.exp(-(math.dist(point, d) ** 2) / (2 * sigma2)) - math.exp(-(math.dist(point, s) ** 2) / (2 * sigma2))
+                heat = math.exp(-(math.dist(point, d) ** 2) / (2 * sigma2)) - math.exp(
+                    -(math.dist(point, s) ** 2) / (2 * sigma2)
+                )
             assert float(packed[b, k * 3, 0, y, x]) == pytest.approx(heat, abs=1e-12)
             for c in range(2):
                 value = trilinear(feature[b, c].double().tolist(), point_k, align_corners)
@@ -88,7 +105,9 @@ def test_reference_follows_the_definition(linear: str | None, align_corners: boo
         seen = float(kwargs["occlusion"][b, 0, y, x])
         for c in range(2):
             volume = feature[b, c].double().tolist()
-            assert float(composed[b, c, 0, y, x]) == pytest.approx(seen * trilinear(volume, blend, align_corners), abs=1e-12)
+            assert float(composed[b, c, 0, y, x]) == pytest.approx(
+                seen * trilinear(volume, blend, align_corners), abs=1e-12
+            )
             total = sum(w * trilinear(volume, m, align_corners) for w, m in zip(weights, maps, strict=True))
             assert float(blended[b, c, 0, y, x]) == pytest.approx(seen * total, abs=1e-12)
 
@@ -133,7 +152,13 @@ def test_goldens(case: str, backend: str) -> None:
 def test_cpu_matches_the_reference(op: str, dtype: torch.dtype, layout: str, linear: str | None) -> None:
     for align_corners, occlusion in ((False, True), (True, False)):
         case = inputs(
-            op, _verify.SHAPES["odd"], dtype=dtype, layout=layout, linear=linear, align_corners=align_corners, occlusion=occlusion
+            op,
+            _verify.SHAPES["odd"],
+            dtype=dtype,
+            layout=layout,
+            linear=linear,
+            align_corners=align_corners,
+            occlusion=occlusion,
         )
         verdict = _verify.verify(case, "cpu")
         assert verdict.ok, str(verdict)
@@ -411,16 +436,44 @@ def good_arguments() -> dict[str, Tensor]:
     [
         ({"feature": torch.zeros(3, 4, 5, 6)}, ValueError, r"feature must be \[B, C, D, H, W\].*got \[3, 4, 5, 6\]"),
         ({"feature": torch.zeros(2, 3, 0, 5, 6)}, ValueError, r"no size 0, got \[2, 3, 0, 5, 6\]"),
-        ({"feature": torch.zeros(2, 3, 4, 5, 6, dtype=torch.int32)}, TypeError, "feature must be float32.*got torch.int32"),
+        (
+            {"feature": torch.zeros(2, 3, 4, 5, 6, dtype=torch.int32)},
+            TypeError,
+            "feature must be float32.*got torch.int32",
+        ),
         ({"kp_source": torch.zeros(1, 7, 2)}, ValueError, r"kp_source must be \[B, K, 3\] with B = 2.*got \[1, 7, 2\]"),
         ({"kp_source": torch.zeros(2, 0, 3)}, ValueError, r"K >= 1, got \[2, 0, 3\]"),
-        ({"kp_driving": torch.zeros(2, 6, 3)}, ValueError, r"kp_driving must be \[2, 7, 3\] like kp_source, got \[2, 6, 3\]"),
-        ({"kp_driving": torch.zeros(2, 7, 3, dtype=torch.int64)}, TypeError, "kp_driving must have a floating dtype, got torch.int64"),
-        ({"logits": torch.zeros(2, 7, 4, 5, 6)}, ValueError, r"logits must be \[B, K\+1, D, H, W\] = \[2, 8, 4, 5, 6\], got \[2, 7,"),
+        (
+            {"kp_driving": torch.zeros(2, 6, 3)},
+            ValueError,
+            r"kp_driving must be \[2, 7, 3\] like kp_source, got \[2, 6, 3\]",
+        ),
+        (
+            {"kp_driving": torch.zeros(2, 7, 3, dtype=torch.int64)},
+            TypeError,
+            "kp_driving must have a floating dtype, got torch.int64",
+        ),
+        (
+            {"logits": torch.zeros(2, 7, 4, 5, 6)},
+            ValueError,
+            r"logits must be \[B, K\+1, D, H, W\] = \[2, 8, 4, 5, 6\], got \[2, 7,",
+        ),
         ({"linear": torch.zeros(3, 3)}, ValueError, r"linear must be \[2, 3, 3\] or \[2, 7, 3, 3\], got \[3, 3\]"),
-        ({"occlusion": torch.zeros(2, 1, 5, 5)}, ValueError, r"occlusion must be \[B, 1, H, W\] = \[2, 1, 5, 6\], got \[2, 1, 5, 5\]"),
-        ({"occlusion": torch.zeros(2, 1, 5, 6).half()}, TypeError, "occlusion must be torch.float32 like feature, got torch.float16"),
-        ({"kp_source": torch.zeros(2, 7, 3, device="meta")}, ValueError, "kp_source must be on cpu like feature, got meta"),
+        (
+            {"occlusion": torch.zeros(2, 1, 5, 5)},
+            ValueError,
+            r"occlusion must be \[B, 1, H, W\] = \[2, 1, 5, 6\], got \[2, 1, 5, 5\]",
+        ),
+        (
+            {"occlusion": torch.zeros(2, 1, 5, 6).half()},
+            TypeError,
+            "occlusion must be torch.float32 like feature, got torch.float16",
+        ),
+        (
+            {"kp_source": torch.zeros(2, 7, 3, device="meta")},
+            ValueError,
+            "kp_source must be on cpu like feature, got meta",
+        ),
         ({"backend": "gpu"}, ValueError, "backend must be one of reference, cpu, triton, cuda, got 'gpu'"),
     ],
 )
@@ -435,8 +488,16 @@ def test_bad_arguments(change: dict, error: type[Exception], message: str) -> No
     [
         ({"sigma2": 0.0}, ValueError, "sigma2 must be positive, got 0.0"),
         ({"sigma2": float("nan")}, ValueError, "sigma2 must be positive, got nan"),
-        ({"out": torch.zeros(2, 8, 4, 5, 6)}, ValueError, r"out must be .* = \[2, 32, 4, 5, 6\], got \[2, 8, 4, 5, 6\]"),
-        ({"out": torch.zeros(2, 32, 4, 5, 6).half()}, TypeError, "out must be torch.float32 like feature, got torch.float16"),
+        (
+            {"out": torch.zeros(2, 8, 4, 5, 6)},
+            ValueError,
+            r"out must be .* = \[2, 32, 4, 5, 6\], got \[2, 8, 4, 5, 6\]",
+        ),
+        (
+            {"out": torch.zeros(2, 32, 4, 5, 6).half()},
+            TypeError,
+            "out must be torch.float32 like feature, got torch.float16",
+        ),
         ({"out": torch.zeros(1, 32, 4, 5, 6).expand(2, -1, -1, -1, -1)}, ValueError, "out must not overlap itself"),
     ],
 )

@@ -16,7 +16,9 @@ from fastface import ops
 from fastface.ops import BackendUnavailable, _backends, _native, _verify
 from fastface.ops.warp import registry
 
-needs_cpu = pytest.mark.skipif(_native.reason_missing("cpu") is not None, reason=f"cpu backend: {_native.reason_missing('cpu')}")
+needs_cpu = pytest.mark.skipif(
+    _native.reason_missing("cpu") is not None, reason=f"cpu backend: {_native.reason_missing('cpu')}"
+)
 
 
 def make(op: str = "compose_flow", **options) -> _verify.Inputs:
@@ -73,7 +75,9 @@ def test_a_chosen_backend_raises_instead_of_falling_back() -> None:
 
 
 def test_cuda_refuses_cpu_tensors_and_says_so() -> None:
-    with pytest.raises(BackendUnavailable, match="backend 'cuda' cannot run this call: the tensors are on cpu, it needs cuda"):
+    with pytest.raises(
+        BackendUnavailable, match="backend 'cuda' cannot run this call: the tensors are on cpu, it needs cuda"
+    ):
         make().run("cuda")
 
 
@@ -95,14 +99,21 @@ def test_gradients_run_on_the_reference_and_kernels_refuse_them() -> None:
     feature = args[0].clone().requires_grad_()
     ops.compose_flow(feature, *args[1:], **kwargs).sum().backward()
     assert feature.grad is not None and feature.grad.abs().sum() > 0
-    with pytest.raises(BackendUnavailable, match="'cpu' has no gradient and an input requires grad: use backend='reference'"):
+    with pytest.raises(
+        BackendUnavailable, match="'cpu' has no gradient and an input requires grad: use backend='reference'"
+    ):
         ops.compose_flow(feature, *args[1:], **kwargs, backend="cpu")
     with torch.no_grad():
         assert torch.equal(ops.compose_flow(feature, *args[1:], **kwargs), case.run())
 
 
 def test_the_measured_table_orders_gpu_backends(monkeypatch: pytest.MonkeyPatch) -> None:
-    table = {"Test GPU": {"compose_flow": {"single": ["cuda", "triton"], "any": ["triton"]}, "pack_motions": {"any": ["triton"]}}}
+    table = {
+        "Test GPU": {
+            "compose_flow": {"single": ["cuda", "triton"], "any": ["triton"]},
+            "pack_motions": {"any": ["triton"]},
+        }
+    }
     monkeypatch.setattr(_backends, "_measured", lambda: table)
     monkeypatch.setattr(_backends, "device_class", lambda index: "Test GPU")
     device = torch.device("cuda", 0)
