@@ -1,7 +1,7 @@
 """The kernels, one folder per hot path, importable as `fastface.kernels.<slug>`.
 
-An installed package holds the folders right here. In a checkout they live in `<repository>/kernels`, which is not a package of
-its own (PyPI has a package of that name), so its path is added to this one's.
+An installed package holds the folders right here. In a checkout they live in `<repository>/kernels`, which is not a
+package of its own (PyPI has a package of that name), so its path is added to this one's.
 """
 
 from pathlib import Path

@@ -1,11 +1,12 @@
 """The `warp` hot path in plain PyTorch: what every kernel must compute.
 
 Sparse motion k maps a driving voxel p to the source, ``w_k(p) = A_k (p - kp_driving_k) + kp_source_k``; motion 0 is the
-background, the identity. Source: Style Transfer for 2D Talking Head Generation (arXiv 2303.09799), equations (1) and (2); the
-composition of flows is the one that the published face-vid2vid family uses.
+background, the identity. Source: Style Transfer for 2D Talking Head Generation (arXiv 2303.09799), equations (1) and
+(2); the composition of flows is the one that the published face-vid2vid family uses.
 
 Shapes: B batch, C channels, K keypoints, D H W volume. Points are (x, y, z) in [-1, 1], x along W. Everything here is
-differentiable and traceable. 16-bit inputs are computed in float32 and rounded once, on the way out; float64 stays float64.
+differentiable and traceable. 16-bit inputs are computed in float32 and rounded once, on the way out; float64 stays
+float64.
 """
 
 from __future__ import annotations
@@ -14,7 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["compose_flow", "compose_volumes", "identity_grid", "motion_field", "pack_motions", "sample_volume", "sparse_motions"]
+__all__ = [
+    "compose_flow",
+    "compose_volumes",
+    "identity_grid",
+    "motion_field",
+    "pack_motions",
+    "sample_volume",
+    "sparse_motions",
+]
 
 
 def _axis(size: int, like: Tensor) -> Tensor:
@@ -36,7 +45,9 @@ def sparse_motions(
     kp_driving: Tensor,  # [B, K, 3]
     linear: Tensor | None = None,  # [B, 3, 3] or [B, K, 3, 3]
 ) -> Tensor:
-    """``w_k(p) = A_k (p - kp_driving_k) + kp_source_k`` for every voxel p, the background first: ``[B, K+1, D, H, W, 3]``."""
+    """``w_k(p) = A_k (p - kp_driving_k) + kp_source_k`` for every voxel p, the background first: ``[B, K+1, D, H, W,
+    3]``.
+    """
     grid = identity_grid(size, kp_source)  # [D, H, W, 3]
     motions = grid - kp_driving[:, :, None, None, None]  # [B, K, D, H, W, 3]
     if linear is not None:
@@ -63,7 +74,9 @@ def _warped_volumes(feature: Tensor, motions: Tensor, align_corners: bool) -> Te
     """The feature volume under every motion: ``[B, C, D, H, W], [B, M, D, H, W, 3] -> [B, M, C, D, H, W]``."""
     batch, count, *size, _ = motions.shape
     repeated = feature[:, None].expand(batch, count, *feature.shape[1:]).flatten(0, 1)
-    warped = F.grid_sample(repeated, motions.flatten(0, 1), mode="bilinear", padding_mode="zeros", align_corners=align_corners)
+    warped = F.grid_sample(
+        repeated, motions.flatten(0, 1), mode="bilinear", padding_mode="zeros", align_corners=align_corners
+    )
     # A motion is an affine map, so its corner voxel is NaN exactly if one of its numbers is.
     broken = motions[:, :, 0, 0, 0].isnan().any(-1).reshape(-1, 1, 1, 1, 1)
     return warped.masked_fill(broken, float("nan")).reshape(batch, count, feature.shape[1], *size)
