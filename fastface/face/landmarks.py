@@ -1,8 +1,8 @@
 """Face landmarks: the protocol, MediaPipe's detector behind it, and points computed elsewhere.
 
-Points are ``[N, 3]`` in pixels of the image, (x, y) at pixel centres (the first pixel is 0, 0), z in the same unit, smaller is
-nearer, zero near the middle of the head. The models of this package read MediaPipe's 468-point topology, with ten iris points
-behind it where the detector gives them.
+Points are ``[N, 3]`` in pixels of the image, (x, y) at pixel centres (the first pixel is 0, 0), z in the same unit,
+smaller is nearer, zero near the middle of the head. The models of this package read MediaPipe's 468-point topology,
+with ten iris points behind it where the detector gives them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ class Face:
 
 
 class Landmarks(Protocol):
-    """Anything that finds faces: called with an ``[H, W, 3]`` uint8 RGB image, it returns the faces, none when there is none."""
+    """Anything that finds faces: called with an ``[H, W, 3]`` uint8 RGB image, it returns the faces, none when there is
+    none.
+    """
 
     def __call__(self, image: Image) -> list[Face]: ...
 
@@ -67,7 +69,9 @@ class PrecomputedLandmarks:
         for array in points:
             values = np.asarray(array, dtype=np.float32)
             if values.ndim != 2 or values.shape[1] != 3 or values.shape[0] < 468:
-                raise ValueError(f"points must be [N, 3] with N >= 468 (MediaPipe's topology), got {list(values.shape)}")
+                raise ValueError(
+                    f"points must be [N, 3] with N >= 468 (MediaPipe's topology), got {list(values.shape)}"
+                )
             if not np.isfinite(values).all():
                 raise ValueError(f"points must be finite, got {int((~np.isfinite(values)).sum())} values that are not")
             faces.append(Face(values))

@@ -61,9 +61,10 @@ def height_field(landmarks: Array, outline: Array, face_width: float, size: int)
     back = float(mesh[:, 2].mean()) + 0.40 * face_width
     chin = mesh[topo.CHIN]
     chosen = farthest_points(mesh[:, :2], 170, topo.FACE_OVAL + (1, 4, 195, 168, 13, 14, 17))
-    neck = np.array(
-        [(x, y) for y in (0.16, 0.35, 0.6) for x in (-0.32, 0.0, 0.32)], dtype=np.float32
-    ) * face_width + chin[:2]
+    neck = (
+        np.array([(x, y) for y in (0.16, 0.35, 0.6) for x in (-0.32, 0.0, 0.32)], dtype=np.float32) * face_width
+        + chin[:2]
+    )
     neck_depth = np.full(len(neck), min(back, float(chin[2]) + 0.28 * face_width), dtype=np.float32)
     frame = grid(4, -1.15, 1.15).reshape(-1, 2)
     frame = frame[np.abs(frame).max(1) > 1]

@@ -92,7 +92,9 @@ def offset_basis(landmarks: Array, frame: FaceFrame) -> Array:
     basis[index, :, 2] = -0.03 * (1 - side**2) * near
 
     brows = local[list(topo.BROW_RIGHT_UPPER + topo.BROW_LEFT_UPPER + topo.BROW_RIGHT_LOWER + topo.BROW_LEFT_LOWER)]
-    distance = (((local[:, None, :2] - brows[None, :, :2]) / np.array([0.10, 0.07], dtype=np.float32)) ** 2).sum(-1).min(1)
+    distance = (
+        (((local[:, None, :2] - brows[None, :, :2]) / np.array([0.10, 0.07], dtype=np.float32)) ** 2).sum(-1).min(1)
+    )
     basis[EXPRESSIONS.index("brow_raise"), :, 1] = -0.055 * np.exp(-distance)
     return basis
 
@@ -166,7 +168,9 @@ def prepare(image: Image, landmarks: Array, frame: FaceFrame, pixels: Array, cel
         places.append(centre + (pixels[list(_SHELL)] - centre) * np.float32(reach))
         rows.append(identity[list(_SHELL)] * np.float32(share))
     keypoints = np.concatenate(places).astype(np.float32)
-    keypoints = (keypoints - np.array([x0, y0, 0], dtype=np.float32)) * (2 / (side - 1)) - np.array([1, 1, 0], dtype=np.float32)
+    keypoints = (keypoints - np.array([x0, y0, 0], dtype=np.float32)) * (2 / (side - 1)) - np.array(
+        [1, 1, 0], dtype=np.float32
+    )
     keypoints[:, 2] = 0
     weights = np.concatenate(rows).astype(np.float32)
 
@@ -251,7 +255,12 @@ def _mouth_colours(image: Image, pixels: Array) -> Array:
 
 
 def _eye(
-    pixels: Array, upper: tuple[int, ...], lower: tuple[int, ...], brow: tuple[int, ...], iris: tuple[int, ...], size: int
+    pixels: Array,
+    upper: tuple[int, ...],
+    lower: tuple[int, ...],
+    brow: tuple[int, ...],
+    iris: tuple[int, ...],
+    size: int,
 ) -> Eye:
     right, left = pixels[upper[0], :2], pixels[upper[-1], :2]
     turn = _level(right, left)
@@ -407,7 +416,11 @@ def _draw_mouth(
     if expression.teeth > 0:
         length = height * (1.0 - 0.35 * np.clip(across, 0, 1) ** 2)
         row = (1 - smoothstep(depth_upper, length - 1.2, length + 1.2)) * (1 - smoothstep(across, 0.55, 0.92))
-        tone = teeth * (0.62 + 0.38 * smoothstep(depth_upper / height, 0.0, 0.6))[..., None] * (0.5 + 0.5 * shade)[..., None]
+        tone = (
+            teeth
+            * (0.62 + 0.38 * smoothstep(depth_upper / height, 0.0, 0.6))[..., None]
+            * (0.5 + 0.5 * shade)[..., None]
+        )
         inner = inner + (tone - inner) * row[..., None]
     base = cv2.remap(picture, upper[part], None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     over = cv2.remap(picture, lower[part], None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)

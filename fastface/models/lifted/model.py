@@ -146,7 +146,9 @@ class Lifted:
         if face is None:
             faces = self.detect(photo)
             if not faces:
-                raise ValueError(f"no face found in the portrait of {photo.shape[1]}x{photo.shape[0]} pixels, expected one")
+                raise ValueError(
+                    f"no face found in the portrait of {photo.shape[1]}x{photo.shape[0]} pixels, expected one"
+                )
             face = faces[largest_face(faces)]
         if len(face.points) < 468:
             raise ValueError(f"landmarks must be at least 468 (MediaPipe's topology), got {len(face.points)}")
@@ -182,7 +184,9 @@ class Lifted:
         flat = np.concatenate([grid(config.surface).reshape(-1, 2), height.reshape(-1, 1)], 1).astype(np.float32)
         head = np.logaddexp.reduce(_gaussian(flat, keypoints, sigma2), axis=0)
         body = np.logaddexp.reduce(_gaussian(flat, still, sigma2), axis=0)
-        share = (1 / (1 + np.exp(np.clip(body - head, -50, 50)))).reshape(config.surface, config.surface).astype(np.float32)
+        share = (
+            (1 / (1 + np.exp(np.clip(body - head, -50, 50)))).reshape(config.surface, config.surface).astype(np.float32)
+        )
         window = smoothstep(share, 0.02, 0.12)
 
         window_pixels = _upsample(window, size)
@@ -215,7 +219,9 @@ class Lifted:
             try:
                 self._person = MediaPipePerson()
             except ImportError:
-                return _person_by_colour(_resize(photo[box[1] : box[1] + box[2], box[0] : box[0] + box[2]], 192), pixels, size)
+                return _person_by_colour(
+                    _resize(photo[box[1] : box[1] + box[2], box[0] : box[0] + box[2]], 192), pixels, size
+                )
         # The network wants to see shoulders: show it more than the crop.
         x0, y0, side = box
         more = int(0.25 * side)
@@ -295,9 +301,7 @@ class Lifted:
 
     def _pose(self, source: Source, motion: Motion) -> list[Array | None]:
         """Per motion the flow ``[S, S, 2]`` in pixels of the crop, or None where the head does not move."""
-        still = (
-            (motion.rotation == 0).all(1) & (motion.translation == 0).all(1) & (motion.scale == 1)
-        )
+        still = (motion.rotation == 0).all(1) & (motion.translation == 0).all(1) & (motion.scale == 1)
         flows: list[Array | None] = []
         for index in range(motion.batch):
             if bool(still[index]):
@@ -319,9 +323,7 @@ class Lifted:
         logits = torch.empty(count + 1, source.points.shape[0])
         logits[0] = source.rest
         # -|p - d|² / 2σ², without |p|², which every motion shares.
-        torch.addmm(
-            (-(driving**2).sum(1) / (2 * sigma2))[:, None], driving / sigma2, source.points.T, out=logits[1:]
-        )
+        torch.addmm((-(driving**2).sum(1) / (2 * sigma2))[:, None], driving / sigma2, source.points.T, out=logits[1:])
         # The op's volume spans [-1, 1] along z; ours spans depth_range: a change of unit S for z.
         centre, half = source.depth_range
         unit = torch.tensor([1.0, 1.0, half])
@@ -365,7 +367,9 @@ def as_image(portrait: Tensor | NDArray[np.generic]) -> Image:
     else:
         raise ValueError(f"{expected}, got {list(array.shape)} {array.dtype}")
     if min(image.shape[:2]) < MIN_IMAGE:
-        raise ValueError(f"the portrait must be at least {MIN_IMAGE}x{MIN_IMAGE} pixels, got {image.shape[1]}x{image.shape[0]}")
+        raise ValueError(
+            f"the portrait must be at least {MIN_IMAGE}x{MIN_IMAGE} pixels, got {image.shape[1]}x{image.shape[0]}"
+        )
     return np.array(image, order="C")
 
 

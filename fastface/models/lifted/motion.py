@@ -173,7 +173,9 @@ def _shake(t: float) -> Motion:
 
 
 def _tilt(t: float) -> Motion:
-    return Motion.of(roll=13 * _wave(t, 2.6), yaw=3 * _wave(t, 2.6, 0.6), smile=0.3 - 0.3 * math.cos(2 * math.pi * t / 2.6))
+    return Motion.of(
+        roll=13 * _wave(t, 2.6), yaw=3 * _wave(t, 2.6, 0.6), smile=0.3 - 0.3 * math.cos(2 * math.pi * t / 2.6)
+    )
 
 
 def _blink(t: float) -> Motion:

@@ -1,0 +1,341 @@
+"""`fastface animate`: a portrait and a motion to a video, by the model `lifted`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]
+
+HELP = "make a photo move: a portrait and a motion, or a driving video, to mp4, gif or PNGs"
+
+_EPILOG = """\
+examples:
+  fastface animate me.jpg                              me_idle.mp4: breathing, blinking, looking about
+  fastface animate me.jpg --motion talk --seconds 6    one of nod, shake, tilt, talk, blink, idle
+  fastface animate me.jpg --driving clip.mp4           the head and face of clip.mp4 move the photo; its sound is kept
+  fastface animate me.jpg --full -o out.mp4            the whole photo, not only the crop about the head
+  fastface animate me.jpg --motion nod -o nod.gif      a gif; a name without extension makes a folder of PNGs
+  fastface animate me.jpg --driving clip.mp4 --side-by-side --contact-sheet sheet.png
+  fastface animate                                     the astronaut that scikit-image ships, talking
+
+A driving video moves the photo relative to its first frame, so let it begin with a calm face looking as the photo looks.
+Every file says in its metadata that it is synthetic. Needs: pip install 'fastface-kernels[face,video]'
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the command."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = parser.description or HELP
+    parser.epilog = _EPILOG
+    parser.add_argument(
+        "portrait", nargs="?", metavar="PORTRAIT", help="a photo with a face; without it, a public-domain portrait"
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--driving", metavar="VIDEO", help="a video of a face to follow")
+    what.add_argument(
+        "--motion",
+        choices=("nod", "shake", "tilt", "talk", "blink", "idle"),
+        help="a made motion (default: idle; talk for the demo)",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="OUT",
+        help="out.mp4, .mov, .mkv, .gif, or a folder of PNGs (default: named after the portrait)",
+    )
+    parser.add_argument("--seconds", type=float, metavar="S", help="length (default: 4; a driving video: all of it)")
+    parser.add_argument(
+        "--fps", type=float, metavar="N", help="frames per second (default: 25; a driving video: its own times)"
+    )
+    parser.add_argument(
+        "--size", type=int, default=512, metavar="PX", help="side of the rendered crop (default: %(default)s)"
+    )
+    parser.add_argument("--full", action="store_true", help="paste the moving head back into the whole photo")
+    parser.add_argument(
+        "--side-by-side", action="store_true", help="show the portrait, or the driving video, to the left"
+    )
+    parser.add_argument("--contact-sheet", metavar="PATH", help="also write a picture of eight frames, .png or .jpg")
+    parser.add_argument("--face", type=int, metavar="N", help="which face, 1 being the largest (default: 1)")
+    parser.add_argument(
+        "--pose-strength", type=float, default=1.0, metavar="X", help="multiply the turning of the head (default: 1)"
+    )
+    parser.add_argument(
+        "--expression-strength", type=float, default=1.0, metavar="X", help="multiply the expression (default: 1)"
+    )
+    parser.add_argument(
+        "--smoothing", type=float, default=1.0, metavar="X", help="of a driving video, 0 is none (default: 1)"
+    )
+    parser.add_argument(
+        "--backend", choices=("reference", "cpu", "triton", "cuda"), help="of the warp op (default: the fastest)"
+    )
+    parser.add_argument("--json", action="store_true", help="print a summary as JSON instead of words")
+
+
+class _Stop(Exception):
+    """A mistake of the user's: one line, exit code 2."""
+
+
+@dataclass
+class _Clock:
+    """Milliseconds per stage, one entry per frame."""
+
+    stages: dict[str, list[float]] = field(default_factory=dict)
+
+    def time(self, name: str, call: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = call()
+        self.stages.setdefault(name, []).append((time.perf_counter() - start) * 1e3)
+        return result
+
+    def medians(self) -> dict[str, float]:
+        return {name: float(np.median(times)) for name, times in self.stages.items()}
+
+
+class _Sampler:
+    """About `count` of the frames of a stream of unknown length, evenly spread, in bounded memory."""
+
+    def __init__(self, count: int) -> None:
+        self._count, self._stride, self._seen = count, 1, 0
+        self._kept: list[Image] = []
+
+    def add(self, frame: Image) -> None:
+        if self._seen % self._stride == 0:
+            self._kept.append(frame.copy())
+            if len(self._kept) >= 4 * self._count:
+                self._kept, self._stride = self._kept[::2], self._stride * 2
+        self._seen += 1
+
+    def frames(self) -> list[Image]:
+        wanted = min(self._count, len(self._kept))
+        return [self._kept[round(i)] for i in np.linspace(0, len(self._kept) - 1, wanted)] if wanted else []
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command: 0 when the video is written, 2 with one line on stderr for bad input, 130 when interrupted."""
+    try:
+        return _run(args)
+    except (_Stop, ValueError, ImportError) as error:
+        print(f"fastface animate: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(
+            f"fastface animate: {error.strerror or error}{f': {error.filename}' if error.filename else ''}",
+            file=sys.stderr,
+        )
+        return 2
+    except KeyboardInterrupt:
+        print("fastface animate: interrupted, nothing was written", file=sys.stderr)
+        return 130
+
+
+def _run(args: argparse.Namespace) -> int:
+    started = time.perf_counter()
+    _check(args)
+    from fastface import media
+    from fastface.models.lifted import PRESETS, DrivingMotion, Lifted, LiftedConfig
+
+    demo = args.portrait is None
+    name = args.motion or ("talk" if demo else "idle")
+    stem = "astronaut" if demo else Path(args.portrait).stem
+    output = Path(args.output or f"{stem}_{Path(args.driving).stem if args.driving else name}.mp4")
+    media.check_output(output)
+    sheet = None if args.contact_sheet is None else Path(args.contact_sheet)
+    if sheet is None and demo:
+        sheet = output.with_name(f"{output.stem}_sheet.png") if output.suffix else Path(f"{output}_sheet.png")
+    if sheet is not None and sheet.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise _Stop(f"the contact sheet's extension must be .png, .jpg or .jpeg, got {sheet.suffix or 'none'}: {sheet}")
+    photo = _demo_portrait() if demo else media.read_image(args.portrait, max_side=1920 if args.full else 4096)
+    for path in (args.portrait, args.driving):
+        if path is not None and output.exists() and Path(path).exists() and os.path.samefile(output, path):
+            raise _Stop(f"the output would overwrite the input {path}")
+    say = (lambda line: None) if args.json else print
+    loaded = time.perf_counter()
+
+    with ExitStack() as stack:
+        reader = stack.enter_context(media.VideoReader(args.driving)) if args.driving else None
+        model = Lifted(LiftedConfig(size=args.size), backend=args.backend)
+        faces = model.detect(photo)
+        if not faces:
+            raise _Stop(f"no face found in {args.portrait}, expected a photo with a face")
+        wanted = args.face or 1
+        if wanted > len(faces):
+            raise _Stop(f"--face must be from 1 to {len(faces)} (the faces found), got {wanted}")
+        if len(faces) > 1:
+            x0, y0, x1, y1 = (round(value) for value in faces[wanted - 1].box)
+            which = "the largest" if args.face is None else f"number {wanted}"
+            hint = "; choose with --face" if args.face is None else ""
+            print(f"{len(faces)} faces found, taking {which}, at x {x0}-{x1}, y {y0}-{y1}{hint}", file=sys.stderr)
+        detected = time.perf_counter()
+        source = model.prepare(photo, face=faces[wanted - 1])
+        prepared = time.perf_counter()
+        say(
+            f"prepared in {(prepared - detected) * 1e3:.0f} ms (detector {(detected - loaded) * 1e3:.0f} ms, its start included)"
+        )
+
+        fps = args.fps or (reader.fps if reader else 25.0)
+        clock = _Clock()
+        driver = None
+        if reader is not None:
+            driver = DrivingMotion(smoothing=args.smoothing)
+            ticks: Iterator[tuple[Image | None, float]] = _resampled(reader, args.fps, args.seconds)
+            total = reader.expected_frames
+            if args.fps and total:
+                total = round(total * args.fps / reader.fps)
+            if args.seconds is not None:
+                total = min(total or 10**9, round(args.seconds * fps))
+        else:
+            total = max(1, round((args.seconds if args.seconds is not None else 4.0) * fps))
+            ticks = ((None, index / fps) for index in range(total))
+
+        paste = _Paste(source) if args.full else None
+        sampler = _Sampler(8)
+        from tqdm import tqdm
+
+        audio = args.driving if reader is not None and reader.has_audio else None
+        writer = media.VideoWriter(output, fps=fps, audio=audio, audio_start=reader.start if reader else 0.0)
+        looping = time.perf_counter()
+        with writer, tqdm(total=total or None, unit="frame", desc="animating", disable=not sys.stderr.isatty(), leave=False) as bar:
+            for image, seconds in ticks:
+                if driver is not None and image is not None:
+                    motion = clock.time("track", lambda i=image, s=seconds, d=driver: d(i, s))
+                else:
+                    motion = clock.time("motion", lambda s=seconds: PRESETS[name](s))
+                motion = motion.scaled(pose=args.pose_strength, expression=args.expression_strength)
+                frame = clock.time("render", lambda m=motion: model.render_uint8(source, m)[0].numpy())
+                if paste is not None:
+                    frame = clock.time("paste", lambda f=frame: paste(f))
+                if args.side_by_side:
+                    left = image if image is not None else (source.photo if args.full else source.portrait).numpy()
+                    frame = _beside(left, frame)
+                sampler.add(frame)
+                clock.time("write", lambda f=frame, s=seconds: writer.write(f, s))
+                bar.update()
+            if driver is not None and driver.missed == driver.frames:
+                raise _Stop(f"no face found in any of the {driver.frames} frames of {args.driving}, expected one")
+        looped = time.perf_counter() - looping
+
+    if sheet is not None:
+        media.write_image(sheet, media.contact_sheet(sampler.frames()))
+    notes = list(writer.notes)
+    if driver is not None and driver.missed:
+        notes.append(f"no face in {driver.missed} of {driver.frames} driving frames; the last motion was held there")
+    if reader is not None and reader.broken:
+        notes.append(f"the driving video breaks off after {writer.frames} frames: {reader.broken}")
+    medians = clock.medians()
+    summary = {
+        "output": str(output),
+        "contact_sheet": None if sheet is None else str(sheet),
+        "frames": writer.frames,
+        "seconds": round(looped, 3),
+        "fps_render": round(1e3 / max(medians["render"], 1e-6), 1),
+        "fps_all": round(writer.frames / max(looped, 1e-9), 1),
+        "milliseconds": {stage: round(value, 2) for stage, value in medians.items()},
+        "prepare_ms": round((prepared - detected) * 1e3, 1),
+        "detect_ms": round((detected - loaded) * 1e3, 1),
+        "total_seconds": round(time.perf_counter() - started, 2),
+        "missed_frames": driver.missed if driver else 0,
+        "notes": notes,
+    }
+    if args.json:
+        print(json.dumps(summary))
+        return 0
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    stages = ", ".join(f"{stage} {value:.1f}" for stage, value in medians.items())
+    print(f"{writer.frames} frames in {looped:.1f} s; ms per frame (median): {stages}")
+    print(f"rendering alone: {summary['fps_render']:.0f} fps; all stages: {summary['fps_all']:.0f} fps")
+    print(f"video: {output}")
+    if sheet is not None:
+        print(f"contact sheet: {sheet}")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.seconds is not None and not 0 < args.seconds <= 3600:
+        raise _Stop(f"--seconds must be above 0 and at most 3600, got {args.seconds:g}")
+    if args.fps is not None and not 1 <= args.fps <= 240:
+        raise _Stop(f"--fps must be from 1 to 240, got {args.fps:g}")
+    if not 64 <= args.size <= 2048:
+        raise _Stop(f"--size must be from 64 to 2048, got {args.size}")
+    if args.face is not None and args.face < 1:
+        raise _Stop(f"--face counts from 1, got {args.face}")
+    for name in ("pose_strength", "expression_strength"):
+        value = getattr(args, name)
+        if not 0 <= value <= 3:
+            raise _Stop(f"--{name.replace('_', '-')} must be from 0 to 3, got {value:g}")
+    if not 0 <= args.smoothing <= 100:
+        raise _Stop(f"--smoothing must be from 0 to 100, got {args.smoothing:g}")
+
+
+def _demo_portrait() -> Image:
+    try:
+        from skimage import data
+    except ImportError as error:
+        raise _Stop(
+            "the built-in portrait needs scikit-image: pip install 'fastface-kernels[demo]', or name a PORTRAIT"
+        ) from error
+    return np.asarray(data.astronaut())
+
+
+def _resampled(reader: Any, fps: float | None, limit: float | None) -> Iterator[tuple[Image, float]]:
+    """The reader's frames at its own times, or at a fixed rate, each the latest frame there is."""
+    count, held = 0, None
+    for image, seconds in reader:
+        if fps is None:
+            if limit is not None and seconds >= limit:
+                return
+            yield image, seconds
+            continue
+        while held is not None and count / fps < seconds:
+            if limit is not None and count / fps >= limit:
+                return
+            yield held, count / fps
+            count += 1
+        held = image
+    if fps is not None and held is not None and (limit is None or count / fps < limit):
+        yield held, count / fps
+
+
+class _Paste:
+    """Put a rendered crop back into its photo; pixels that did not change stay exactly what they were."""
+
+    def __init__(self, source: Any) -> None:
+        self._photo = source.photo.numpy()
+        self._portrait = source.portrait.numpy()
+        self._box = source.box
+
+    def __call__(self, frame: Image) -> Image:
+        import cv2
+
+        x0, y0, side = self._box
+        changed = (cv2.absdiff(frame, self._portrait).max(2) > 0).astype(np.uint8) * 255
+        changed = cv2.blur(cv2.dilate(changed, np.ones((9, 9), dtype=np.uint8)), (7, 7))
+        how = cv2.INTER_AREA if side < frame.shape[0] else cv2.INTER_CUBIC
+        mask = cv2.resize(changed, (side, side), interpolation=cv2.INTER_LINEAR)[..., None].astype(np.float32) / 255
+        crop = cv2.resize(frame, (side, side), interpolation=how)
+        out = self._photo.copy()
+        under = out[y0 : y0 + side, x0 : x0 + side]
+        out[y0 : y0 + side, x0 : x0 + side] = np.rint(under + mask * (crop.astype(np.float32) - under)).astype(np.uint8)
+        return out
+
+
+def _beside(left: Image, right: Image) -> Image:
+    import cv2
+
+    height = right.shape[0]
+    width = max(1, round(left.shape[1] * height / left.shape[0]))
+    how = cv2.INTER_AREA if left.shape[0] > height else cv2.INTER_CUBIC
+    return np.concatenate([cv2.resize(left, (width, height), interpolation=how), right], axis=1)

@@ -1,0 +1,6 @@
+"""Reading and writing images and video."""
+
+from fastface.media.image import contact_sheet, read_image, synthetic_tag, write_image
+from fastface.media.video import VideoReader, VideoWriter, check_output
+
+__all__ = ["VideoReader", "VideoWriter", "check_output", "contact_sheet", "read_image", "synthetic_tag", "write_image"]
