@@ -12,9 +12,9 @@ from typing import Any
 from fastface._version import __version__
 from fastface.ops import explain
 
-__all__ = ["__version__", "explain", "models", "nn", "ops"]
+__all__ = ["__version__", "apps", "explain", "face", "media", "models", "nn", "ops"]
 
-_LAZY_MODULES = ("apps", "audio", "checkpoints", "engine", "face", "media", "models", "nn")
+_LAZY_MODULES = ("apps", "face", "media", "models", "nn")
 
 
 def __getattr__(name: str) -> Any:
