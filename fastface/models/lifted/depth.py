@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -50,7 +51,7 @@ def thin_plate(points: Array, values: Array, queries: Array, smoothing: float = 
 def height_field(landmarks: Array, outline: Array, face_width: float, size: int) -> Array:
     """Depth of the visible surface over the crop, ``[size, size]``, in normalised units, smaller is nearer.
 
-    Inside the face it follows the landmark mesh; the outline of the head (hair, ears) lies 0.40 face widths behind the mean
+    Inside the face it follows the landmark mesh; the outline of the head (hair, ears) lies 0.36 face widths behind the mean
     landmark, the neck 0.28 behind the chin; a thin plate joins them. Rays always meet it, the matte says what is there.
 
     Args:
@@ -58,7 +59,10 @@ def height_field(landmarks: Array, outline: Array, face_width: float, size: int)
         outline: ``[M, 2]`` on the border of the head's matte, above the jaw.
     """
     mesh = landmarks[:468]
-    back = float(mesh[:, 2].mean()) + 0.40 * face_width
+    middle = float(mesh[:, 2].mean())
+    back = middle + 0.36 * face_width
+    # The detector's cheeks fall off to the ears more steeply than one photo can be unfolded: flatten what lies far back.
+    depths = _flatten((mesh[:, 2] - middle) / face_width) * face_width + middle
     chin = mesh[topo.CHIN]
     chosen = farthest_points(mesh[:, :2], 170, topo.FACE_OVAL + (1, 4, 195, 168, 13, 14, 17))
     neck = (
@@ -70,8 +74,15 @@ def height_field(landmarks: Array, outline: Array, face_width: float, size: int)
     frame = frame[np.abs(frame).max(1) > 1]
     points = np.concatenate([mesh[chosen, :2], outline, neck, frame]).astype(np.float32)
     depth = np.concatenate(
-        [mesh[chosen, 2], np.full(len(outline), back), neck_depth, np.full(len(frame), back)]
+        [depths[chosen], np.full(len(outline), back), neck_depth, np.full(len(frame), back)]
     ).astype(np.float32)
     field = thin_plate(points, depth, grid(size).reshape(-1, 2), smoothing=1e-4)
+    field = cv2.GaussianBlur(field.reshape(size, size), (0, 0), 0.018 * face_width * size)
     low, high = float(mesh[:, 2].min()) - 0.02 * face_width, back + 0.05 * face_width
-    return np.clip(field, low, high).reshape(size, size)
+    return np.clip(field, low, high)
+
+
+def _flatten(depth: Array) -> Array:
+    """The identity up to 0.05, then less and less steep."""
+    beyond = np.clip(depth - 0.05, 0, None)
+    return np.asarray(np.minimum(depth, 0.05) + 0.32 * (1 - np.exp(-beyond / 0.32)), dtype=np.float32)

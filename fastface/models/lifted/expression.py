@@ -18,12 +18,13 @@ from torch import Tensor
 from fastface import ops
 from fastface.models.lifted import topology as topo
 from fastface.models.lifted.depth import farthest_points, grid
-from fastface.models.lifted.matte import smoothstep
+from fastface.models.lifted.matte import push_pull, smoothstep
 from fastface.models.lifted.motion import EXPRESSIONS
 
 Array = NDArray[np.float32]
 Image = NDArray[np.uint8]
 
+_LIPS = tuple({*topo.LIPS_INNER_UPPER, *topo.LIPS_INNER_LOWER, *topo.LIPS_OUTER_UPPER, *topo.LIPS_OUTER_LOWER})
 _OFF = -1.0e4  # logit of a keypoint that is not on a sheet
 
 
@@ -67,24 +68,31 @@ def offset_basis(landmarks: Array, frame: FaceFrame) -> Array:
     chin = float(local[topo.CHIN, 1])
     below = _below_mouth(local)
 
-    # The jaw turns about the ears: the chin swings down and back, the lower lip with it, least at the corners.
-    fall = smoothstep((v - middle[1]) / (chin - middle[1]), -0.55, 0.75) * np.clip(1.15 - (1.5 * np.abs(u)) ** 2, 0, 1)
-    lip = np.clip(1 - np.abs(across) ** 2.2, 0, 1)
+    # The jaw turns about a hinge at the ears: a point swings down as far as it lies in front of it. The lower lip goes with it,
+    # least at the corners of the mouth; the cheeks stretch between.
+    hinge = np.clip((0.36 - local[:, 2]) / (0.36 - local[topo.CHIN, 2]), 0, 1)
+    fall = hinge * smoothstep((v - middle[1]) / (chin - middle[1]), -0.6, 0.75)
+    lip = np.clip(1 - np.abs(across) ** 3, 0, 1)
     lower = below & (np.abs(across) < 1)
-    fall = np.where(lower, np.maximum(fall * (0.35 + 0.65 * lip), 0.9 * lip + 0.30 * (1 - lip)), fall)
-    upper = ~below & (np.abs(across) < 1.05) & (v > local[2, 1])
-    fall = np.where(upper, fall * (1 - lip) - 0.06 * lip, fall)
+    low_lip = smoothstep((v - middle[1]) / (chin - middle[1]), 0.15, 0.6)  # 0 on the lip, 1 on the chin
+    fall = np.where(lower, low_lip * np.maximum(fall, 0.8) + (1 - low_lip) * (0.30 + 0.62 * lip), fall)
+    upper = ~below & (np.abs(across) < 1.0) & (v > local[2, 1])
+    fall = np.where(upper, 0.30 * (1 - lip) - 0.04 * lip, fall)
+    fall[list(topo.MOUTH_CORNERS)] = 0.30
     index = EXPRESSIONS.index("jaw_open")
-    basis[index, :, 1] = 0.23 * fall
+    basis[index, :, 1] = 0.22 * fall
     basis[index, :, 2] = 0.07 * np.clip(fall, 0, None)
     pinch = np.exp(-((np.abs(across) - 1) ** 2) / 0.5 - ((v - middle[1]) / 0.14) ** 2)
     basis[index, :, 0] = -0.025 * np.sign(across) * pinch
 
-    near = np.exp(-(((v - middle[1]) / 0.16) ** 2)) * np.exp(-(np.clip(np.abs(across) - 1, 0, None) ** 2) / 0.35)
+    # Above the lips the reach is short, so that the nose keeps its shape; beside them the cheeks follow.
+    above = 0.085 + 0.14 * smoothstep(np.abs(across), 0.55, 1.25)
+    reach = np.where(v < middle[1], above, 0.15)
+    near = np.exp(-(((v - middle[1]) / reach) ** 2)) * np.exp(-(np.clip(np.abs(across) - 1, 0, None) ** 2) / 0.35)
     side = np.clip(across, -1, 1)
     index = EXPRESSIONS.index("smile")
-    basis[index, :, 0] = 0.055 * side * near
-    basis[index, :, 1] = (-0.060 * side**2 + 0.012 * (1 - side**2)) * near
+    basis[index, :, 0] = 0.045 * side * near
+    basis[index, :, 1] = (-0.048 * side**2 + 0.010 * (1 - side**2)) * near
     basis[index, :, 2] = 0.02 * side**2 * near
 
     index = EXPRESSIONS.index("pucker")
@@ -118,6 +126,8 @@ class Eye:
     crease: Array  # [h, w], where the skin begins to be drawn
     upper: Array  # [h, w], the edge of the upper lid
     lower: Array  # [h, w], the edge of the lower lid
+    lash: float  # height of the lash line in pixels, which is carried and not stretched
+    skin: Array  # [h, w, 3], the lid as it may look when closed: the skin about the eye, drawn over it
     iris: Array  # [h, w, 2], displacement per unit of gaze, already faded at the lids
 
 
@@ -131,12 +141,12 @@ class Expression:
     box: tuple[int, int, int, int]  # the square of the crop that an expression may change
     base: Tensor  # [K + 1, 2, h, w], the part of the logits that does not move
     points: Tensor  # [h * w, 2]
-    sigma2: float
+    sigma2: Tensor  # [K]
     window: Array  # [S, S] of the box, 0 at its border
-    cut: Array  # [S, S] of the box: pixels below (negative) or above the cut between the sheets
-    cut_width: Array  # [S, S]: over how many pixels the sheets give way, wide beyond the corners of the mouth
-    inside: Array  # [S, S]: 1 between the corners of the mouth
-    mouth_across: Array  # [S, S]: -1 and 1 at the corners
+    # [S, S, 4] of the box: pixels above (positive) or below the cut between the sheets; over how many pixels the sheets give
+    # way, wide beyond the corners of the mouth; 1 between the corners; the place between the corners, -1 to 1.
+    mouth: Array
+    face_width: float  # pixels
     teeth: float  # height of the teeth to paint below the upper lip, pixels; 0 where the portrait shows its own
     colours: Array  # [3, 3] cavity, teeth, tongue
     eyes: tuple[Eye, Eye]  # right, left
@@ -159,12 +169,12 @@ def prepare(image: Image, landmarks: Array, frame: FaceFrame, pixels: Array, cel
     basis = offset_basis(landmarks, frame)
 
     local = frame.to_local(landmarks[:468])
-    chosen = farthest_points(local[:, :2], count - 2 * len(_SHELL), topo.EXPRESSION_CORE)
+    chosen = farthest_points(local[:, :2], count - len(_SHELLS) * len(_SHELL), topo.EXPRESSION_CORE)
     identity = np.eye(468, dtype=np.float32)
     # Below the jaw the skin of the neck follows the chin, less and less.
     rows, places = [identity[chosen]], [pixels[chosen]]
     centre = pixels[[topo.EAR_RIGHT, topo.EAR_LEFT]].mean(0)
-    for reach, share in ((1.22, 0.55), (1.5, 0.2)):
+    for reach, share in _SHELLS:
         places.append(centre + (pixels[list(_SHELL)] - centre) * np.float32(reach))
         rows.append(identity[list(_SHELL)] * np.float32(share))
     keypoints = np.concatenate(places).astype(np.float32)
@@ -182,12 +192,15 @@ def prepare(image: Image, landmarks: Array, frame: FaceFrame, pixels: Array, cel
         if middle[index]:
             sheet[row, 0 if below[index] else 1] = _OFF
     unit = 2 * width / (side - 1)  # face width in coordinates of the box
-    sigma2 = (0.065 * unit) ** 2
+    # Lips are finely sampled and must not blur into each other or into the cheeks; the rest is coarse and smooth.
+    lips = np.isin(chosen + [-1] * (len(keypoints) - len(chosen)), _LIPS)
+    sigma2 = np.where(lips, 0.032 * unit, 0.065 * unit).astype(np.float32) ** 2
     points = grid(cells).reshape(-1, 2)
-    # logit_k = -|p - d_k|² / 2σ²; |p|² is common to the keypoints, so it moves to the background's constant.
-    base = np.zeros((len(keypoints) + 1, 2, cells * cells), dtype=np.float32)
-    base[0] = -((0.28 * unit) ** 2) / (2 * sigma2) + (points**2).sum(1) / (2 * sigma2)
-    base[1:] = sheet[:, :, None]
+    # logit_k = -|p - d_k|² / 2σ_k², less what does not depend on where the keypoint is now.
+    base = np.empty((len(keypoints) + 1, 2, cells * cells), dtype=np.float32)
+    base[0] = -((0.28 * unit) ** 2) / (2 * (0.065 * unit) ** 2)
+    base[1:] = (sheet + np.where(lips, 1.2, 0)[:, None])[:, :, None]
+    base[1:] -= ((points**2).sum(1)[None] / (2 * sigma2)[:, None])[:, None]
 
     at = grid(side).astype(np.float32)
     window = smoothstep(1 - np.abs(at).max(-1), 0.02, 0.22)
@@ -210,22 +223,21 @@ def prepare(image: Image, landmarks: Array, frame: FaceFrame, pixels: Array, cel
         box=box,
         base=torch.from_numpy(base.reshape(len(keypoints) + 1, 2, cells, cells)),
         points=torch.from_numpy(points),
-        sigma2=float(sigma2),
+        sigma2=torch.from_numpy(sigma2),
         window=window,
-        cut=cut,
-        cut_width=cut_width.astype(np.float32),
-        inside=smoothstep(1.02 - np.abs(across), 0.0, 0.06),
-        mouth_across=across.astype(np.float32),
-        teeth=0.0 if open_already else 0.065 * width,
+        mouth=np.dstack([cut, cut_width, smoothstep(1.02 - np.abs(across), 0.0, 0.06), across]).astype(np.float32),
+        teeth=0.0 if open_already else 0.045 * width,
+        face_width=width,
         colours=_mouth_colours(image, pixels),
         eyes=(
-            _eye(pixels, topo.EYE_RIGHT_UPPER, topo.EYE_RIGHT_LOWER, topo.BROW_RIGHT_LOWER, topo.IRIS_RIGHT, size),
-            _eye(pixels, topo.EYE_LEFT_UPPER, topo.EYE_LEFT_LOWER, topo.BROW_LEFT_LOWER, topo.IRIS_LEFT, size),
+            _eye(image, pixels, topo.EYE_RIGHT_UPPER, topo.EYE_RIGHT_LOWER, topo.BROW_RIGHT_LOWER, topo.IRIS_RIGHT, size),
+            _eye(image, pixels, topo.EYE_LEFT_UPPER, topo.EYE_LEFT_LOWER, topo.BROW_LEFT_LOWER, topo.IRIS_LEFT, size),
         ),
     )
 
 
-_SHELL = (288, 397, 379, 400, 152, 176, 150, 172, 58, 378, 149)
+_SHELL = (288, 397, 379, 400, 152, 176, 150, 172, 58)
+_SHELLS = ((1.15, 0.72), (1.35, 0.42), (1.6, 0.18))  # how far out, and the share of the jaw's offset
 
 
 def _square(centre: Array, half: float, size: int) -> tuple[int, int, int, int]:
@@ -248,13 +260,14 @@ def _mouth_colours(image: Image, pixels: Array) -> Array:
     skin = np.median(image[places[:, 1], places[:, 0]].astype(np.float32), 0)
     light = float(skin.max()) / 235
     cast = skin / max(1.0, float(skin.max()))
-    teeth = 205 * light * (0.72 + 0.28 * cast)
-    tongue = np.array([150, 78, 74], dtype=np.float32) * light * 0.75
-    cavity = np.array([46, 18, 17], dtype=np.float32) * light
+    teeth = 200 * light * (0.45 + 0.55 * cast)
+    tongue = np.array([150, 78, 74], dtype=np.float32) * light * 0.7 * (0.5 + 0.5 * cast)
+    cavity = np.array([44, 18, 16], dtype=np.float32) * light * (0.4 + 0.6 * cast)
     return np.stack([cavity, teeth, tongue]).astype(np.float32)
 
 
 def _eye(
+    image: Image,
     pixels: Array,
     upper: tuple[int, ...],
     lower: tuple[int, ...],
@@ -290,22 +303,47 @@ def _eye(
         fade *= 1 - smoothstep(distance / max(radius, 1.0), 1.0, 2.4)
         shift[..., 0] = 0.75 * radius * fade
         shift[..., 1] = -0.35 * radius * fade
-    return Eye((int(x0), int(y0), int(x1), int(y1)), turn[1].copy(), level[..., 1], crease, edge, bottom, shift)
+    lash = 0.10 * length
+    skin = _lid_skin(image[y0:y1, x0:x1], level, top, bottom, crease, length)
+    return Eye(
+        (int(x0), int(y0), int(x1), int(y1)), turn[1].copy(), level[..., 1], crease, edge, bottom, lash, skin, shift
+    )
 
 
-def _lids(eye: Eye, closing: float, gaze: tuple[float, float]) -> tuple[Array, Array]:
-    """For each pixel of an eye's rectangle: how far to look up for the skin, ``[h, w]``, and the share of eyeball, ``[h, w]``."""
+def _lid_skin(image: Image, level: Array, top: Array, bottom: Array, crease: Array, length: float) -> Array:
+    """``[h, w, 3]``: the skin about an eye spread over it, a little darker towards the edge of the lid."""
+    colour = image.astype(np.float32)
+    along, y = level[..., 0] / length, level[..., 1]
+    gap = 0.13 * length
+    eye = (y > top - gap) & (y < bottom + gap) & (along > -0.12) & (along < 1.12)
+    cheek = ~eye & (y > bottom + gap) & (along > 0) & (along < 1)
+    tone = np.median(colour[cheek], 0) if cheek.any() else np.median(colour.reshape(-1, 3), 0)
+    like = np.exp(-((colour - tone) ** 2).sum(-1) / (2 * 38.0**2))  # neither brow nor lash nor hair
+    filled = push_pull(colour, (like * ~eye).astype(np.float32))
+    dim = 0.90 + 0.10 * np.abs(2 * np.clip((y - crease) / np.maximum(bottom - crease, 1), 0, 1) - 0.9)
+    return np.asarray(filled * dim[..., None], dtype=np.float32)
+
+
+def _lids(eye: Eye, closing: float) -> tuple[Array, Array, Array]:
+    """For each pixel of an eye's rectangle: how far to look up for the skin, the share of eyeball, the share of smooth lid.
+
+    Between crease and lash line the skin stretches; the lash line is carried along as it is. Stretched skin would smear the shadows
+    of the open lid, so a closing lid turns into smooth skin.
+    """
     opening = np.maximum(eye.lower - eye.upper, 0)
     edge = eye.upper + closing * 0.97 * opening
-    reach = np.maximum(eye.upper - eye.crease, 1.0)
-    stretch = (edge - eye.crease) / reach  # >= 1 when closing
-    t = np.clip((eye.along - eye.crease) / np.maximum(edge - eye.crease, 1.0), 0, 1)
-    slope = np.minimum(stretch, 1.75)  # at the crease the skin moves on without a kink, as far as it stays monotone
+    start, stop = eye.upper - eye.lash, edge - eye.lash
+    reach = np.maximum(start - eye.crease, 1.0)
+    t = np.clip((eye.along - eye.crease) / np.maximum(stop - eye.crease, 1.0), 0, 1)
+    slope = np.minimum((stop - eye.crease) / reach, 1.75)  # no kink at the crease as long as it stays monotone
     skin = eye.crease + reach * (slope * t + (1 - slope) * t * t)
-    up = np.where((eye.along > eye.crease) & (eye.along < edge), eye.along - skin, 0.0)
-    below = np.where(eye.along >= edge, edge - eye.upper, up)  # past the edge, for the soft rim
+    up = np.where((eye.along > eye.crease) & (eye.along < stop), eye.along - skin, 0.0)
+    up = np.where(eye.along >= stop, edge - eye.upper, up)
     ball = np.clip(eye.along - edge + 0.5, 0, 1)
-    return below.astype(np.float32), ball.astype(np.float32)
+    drawn = smoothstep((edge - eye.upper) / eye.lash, 0.15, 1.6)
+    width = np.maximum(stop - eye.crease, 1.0)
+    smooth = smoothstep((eye.along - eye.crease) / width, 0.15, 0.6) * (1 - smoothstep(eye.along - stop, 0.0, 0.75 * eye.lash))
+    return up.astype(np.float32), ball.astype(np.float32), (0.75 * drawn * smooth).astype(np.float32)
 
 
 def landmark_offsets(expression: Expression, values: Array, offsets: Array | None) -> Array:
@@ -345,15 +383,16 @@ def redraw(
         upper = lower = here
     picture = layer[y0:y1, x0:x1]
 
-    cut_lower = cv2.remap(expression.cut, lower, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    cut_upper = cv2.remap(expression.cut, upper, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    of_lower = np.clip(0.5 - cut_lower / expression.cut_width, 0, 1)
+    # What belongs to the sheets travels with them: the distance to the cut, how sharp it is there, where the mouth is.
+    on_upper = cv2.remap(expression.mouth, upper, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    on_lower = cv2.remap(expression.mouth, lower, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    of_lower = np.clip(0.5 - on_lower[..., 0] / on_lower[..., 1], 0, 1)
     flow = upper + of_lower[..., None] * (lower - upper)
     lid_values = {name: float(values[EXPRESSIONS.index(name)]) for name in ("blink_right", "blink_left")}
     gaze = float(values[EXPRESSIONS.index("gaze_x")]), float(values[EXPRESSIONS.index("gaze_y")])
     drawn = cv2.remap(picture, flow, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     if upper is not lower:
-        _draw_mouth(drawn, picture, expression, upper, lower, cut_upper, cut_lower, of_lower)
+        _draw_mouth(drawn, picture, expression, upper, lower, on_upper, on_lower, of_lower)
     out[y0:y1, x0:x1] = drawn
     for eye, name in zip(expression.eyes, ("blink_right", "blink_left"), strict=True):
         if lid_values[name] != 0 or gaze != (0.0, 0.0):
@@ -371,9 +410,8 @@ def _sheets(expression: Expression, moved: Array, backend: str | None) -> tuple[
     driving = torch.from_numpy(expression.keypoints + moved)
     count, _, cells, _ = expression.base.shape
     place = driving[:, :2]
-    near = torch.addmm(
-        (-(place**2).sum(1) / (2 * expression.sigma2))[:, None], place / expression.sigma2, expression.points.T
-    )
+    sigma2 = expression.sigma2[:, None]
+    near = torch.addmm(-(place**2).sum(1, keepdim=True) / (2 * sigma2), place / sigma2, expression.points.T)
     logits = expression.base.clone()
     logits[1:] += near.view(count - 1, 1, cells, cells)
     flow = ops.motion_field(logits[None], source[None], driving[None], backend=backend)[0]  # [2, h, w, 3]
@@ -392,41 +430,42 @@ def _draw_mouth(
     expression: Expression,
     upper: Array,
     lower: Array,
-    cut_upper: Array,
-    cut_lower: Array,
+    on_upper: Array,
+    on_lower: Array,
     of_lower: Array,
 ) -> None:
     """Put the inside of the mouth where neither sheet reaches. In place."""
-    of_upper = np.clip(1.0 + cut_upper / expression.cut_width, 0, 1)
-    gap = (1 - of_lower) * (1 - of_upper) * expression.inside
+    of_upper = np.clip(1.0 + on_upper[..., 0] / on_upper[..., 1], 0, 1)
+    inside = on_upper[..., 2]
+    gap = (1 - of_lower) * (1 - of_upper) * inside
     rows, columns = np.nonzero(gap > 1e-3)
     if len(rows) == 0:
         return
     part = slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1)
-    depth_upper = np.maximum(-cut_upper[part], 0)  # pixels below the upper edge
-    depth_lower = np.maximum(cut_lower[part], 0)  # pixels above the lower lip
-    across = np.abs(expression.mouth_across[part])
+    depth_upper = np.maximum(-on_upper[part][..., 0], 0)  # pixels below the upper edge
+    depth_lower = np.maximum(on_lower[part][..., 0], 0)  # pixels above the lower lip
+    across = np.abs(on_upper[part][..., 3])
     cavity, teeth, tongue = expression.colours
-    height = max(expression.teeth, 1.0)
-    wide = max(float(expression.cut_width.max()), 1.0)
-    shade = 1 - smoothstep(across, 0.25, 0.95)
-    inner = np.broadcast_to(cavity, (*depth_upper.shape, 3)) * (0.55 + 0.45 * shade[..., None])
-    swell = (1 - smoothstep(depth_lower / (0.9 * wide), 0.0, 1.0)) * shade * smoothstep(depth_upper / wide, 0.4, 1.6)
-    inner = inner + (tongue - inner) * (0.75 * swell)[..., None]
+    unit = expression.face_width
+    shade = 1 - smoothstep(across, 0.2, 0.95)
+    inner = np.broadcast_to(cavity, (*depth_upper.shape, 3)) * (0.5 + 0.5 * shade[..., None])
+    swell = (1 - smoothstep(depth_lower / unit, 0.0, 0.10)) * shade * smoothstep(depth_upper / unit, 0.05, 0.16)
+    inner = inner + (tongue - inner) * (0.7 * swell)[..., None]
     if expression.teeth > 0:
-        length = height * (1.0 - 0.35 * np.clip(across, 0, 1) ** 2)
-        row = (1 - smoothstep(depth_upper, length - 1.2, length + 1.2)) * (1 - smoothstep(across, 0.55, 0.92))
-        tone = (
-            teeth
-            * (0.62 + 0.38 * smoothstep(depth_upper / height, 0.0, 0.6))[..., None]
-            * (0.5 + 0.5 * shade)[..., None]
-        )
-        inner = inner + (tone - inner) * row[..., None]
+        length = expression.teeth * (1.0 - 0.4 * np.clip(across, 0, 1) ** 2)
+        # The upper teeth are part of the skull: they hang from where the lips met, whatever the lips do.
+        row = 1 - smoothstep(-expression.mouth[part][..., 0], length - 0.012 * unit, length + 0.012 * unit)
+        row *= 1 - smoothstep(across, 0.45, 0.85)
+        # The lip shades the teeth; a faint rhythm stands for the single ones.
+        tone = 0.50 + 0.45 * smoothstep(depth_upper / expression.teeth, 0.0, 0.7)
+        single = 1 - 0.10 * np.abs(np.sin(np.pi * across * 4.5)) ** 12
+        row *= 0.85
+        inner = inner + (teeth * (tone * single * (0.6 + 0.4 * shade))[..., None] - inner) * row[..., None]
     base = cv2.remap(picture, upper[part], None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     over = cv2.remap(picture, lower[part], None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     alpha_up, alpha_low = of_upper[part][..., None], of_lower[part][..., None]
     mixed = alpha_low * over[..., :3] + (1 - alpha_low) * (alpha_up * base[..., :3] + (1 - alpha_up) * inner)
-    mask = np.clip(gap[part] * 8, 0, 1)[..., None] * expression.inside[part][..., None]
+    mask = np.clip(gap[part] * 8, 0, 1)[..., None] * inside[part][..., None]
     place = drawn[part]
     place[..., :3] = np.rint(place[..., :3] * (1 - mask) + mixed * mask).astype(np.uint8)
 
@@ -447,12 +486,14 @@ def _draw_eye(
     carried = cv2.remap(
         shift, here - np.array(box[:2], dtype=np.float32), None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT
     )
-    up, ball = _lids(eye, float(np.clip(closing, -0.3, 1.0)), gaze)
+    up, ball, smooth = _lids(eye, float(np.clip(closing, -0.3, 1.0)))
     at = here + carried
     in_eye = at - np.array([x0, y0], dtype=np.float32)
-    up = cv2.remap(up, in_eye, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    ball = cv2.remap(ball, in_eye, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[..., None]
-    lid = cv2.remap(layer, at - up[..., None] * eye.down, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    stacked = cv2.remap(np.dstack([up, ball, smooth]), in_eye, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    up, ball, smooth = stacked[..., 0:1], stacked[..., 1:2], stacked[..., 2:3]
+    lid = cv2.remap(layer, at - up * eye.down, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE).astype(np.float32)
+    skin = cv2.remap(eye.skin, in_eye, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    lid[..., :3] += smooth * (skin - lid[..., :3])
     look = eye.iris * np.array(gaze, dtype=np.float32)
     globe = cv2.remap(layer, at - look, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     out[y0:y1, x0:x1] = np.rint(lid * (1 - ball) + globe * ball).astype(np.uint8)

@@ -148,7 +148,10 @@ def mirror_fill(image: Array, hole: NDArray[np.bool_], depth: float) -> Array:
     there = 2 * nearest - here
     mirrored = cv2.remap(image, there, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
     valid = cv2.remap(known, there, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
-    weight = (valid > 0.99) * np.clip(1 - distance / depth, 0, 1)
+    # Through something thin, such as a collar, the mirror shows what is beyond: take only what looks like the border itself.
+    border = cv2.remap(smooth, nearest, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    alike = np.exp(-((cv2.GaussianBlur(mirrored, (0, 0), 2.0) - border) ** 2).sum(-1) / 0.02)
+    weight = (valid > 0.99) * np.clip(1 - distance / depth, 0, 1) * alike
     weight = cv2.GaussianBlur(weight.astype(np.float32), (0, 0), 1.5)[..., None]
     filled = weight * mirrored + (1 - weight) * smooth
     return np.where(hole[..., None], filled, image).astype(np.float32)

@@ -58,12 +58,12 @@ class LiftedConfig:
     """
 
     size: int = 512
-    crop: float = 2.7
+    crop: float = 2.8
     volume: tuple[int, int] = (12, 48)
     surface: int = 128
     keypoints: int = 40
-    expression_keypoints: int = 128
-    expression_cells: int = 64
+    expression_keypoints: int = 136
+    expression_cells: int = 80
     pivot: tuple[float, float] = (0.35, 0.45)
     sigma: float = 0.22
 
@@ -253,14 +253,16 @@ class Lifted:
         ear = float(((ears - chin) * axes[1]).sum() / unit)  # negative: above the chin
         mask = _resize(person, small)
         above = v < ear + 0.12
+        face = np.zeros((small, small), dtype=np.uint8)
+        cv2.fillConvexPoly(face, cv2.convexHull(points[list(topo.FACE_OVAL)].round().astype(np.int32)), 1)
+        long_hair = _long_hair(reduced, (mask > 0.6) & (dilate(face, 0.05 * unit) == 0), u, v, ear)
         labels[(mask > 0.5) & above] = cv2.GC_PR_FGD
         labels[(mask > 0.5) & (v > 0) & (v < 0.5) & (np.abs(u) < 0.28)] = cv2.GC_PR_FGD
         labels[(mask > 0.85) & (v < ear - 0.05)] = cv2.GC_FGD
-        labels[(v > 0.25) & (np.abs(u) > 0.75)] = cv2.GC_BGD
+        labels[(v > 0.55) & (np.abs(u) > 0.75)] = cv2.GC_BGD
         labels[v > 0.85] = cv2.GC_BGD
+        labels[long_hair & (mask > 0.5)] = cv2.GC_FGD
         labels[mask < 0.12] = cv2.GC_BGD
-        face = np.zeros((small, small), dtype=np.uint8)
-        cv2.fillConvexPoly(face, cv2.convexHull(points[list(topo.FACE_OVAL)].round().astype(np.int32)), 1)
         labels[dilate(face, -0.03 * unit) > 0] = cv2.GC_FGD
         if not ((labels == cv2.GC_BGD) | (labels == cv2.GC_PR_BGD)).any():
             cut = np.ones((small, small), dtype=bool)
@@ -274,7 +276,7 @@ class Lifted:
             cut = parts == inside.argmax()
         coarse = cv2.medianBlur(cut.astype(np.uint8), 5).astype(np.float32)
         # Above the ears the person's matte decides alone: nothing there but head and hair.
-        free = smoothstep(v, ear - 0.08, ear + 0.10)
+        free = smoothstep(v, ear - 0.08, ear + 0.10) * (1 - cv2.blur(long_hair.astype(np.float32), (5, 5)))
         coarse = np.maximum(coarse, 1 - free)
         soft = cv2.resize(cv2.GaussianBlur(coarse, (0, 0), 1.0), (size, size), interpolation=cv2.INTER_LINEAR)
         grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
@@ -373,6 +375,28 @@ def as_image(portrait: Tensor | NDArray[np.generic]) -> Image:
     return np.array(image, order="C")
 
 
+def _long_hair(image: Image, beside: NDArray[np.bool_], u: Array, v: Array, ear: float) -> NDArray[np.bool_]:
+    """Where hair hangs below the ears, ``[h, w]``: on a side where what is there has the colour of the hair above.
+
+    Args:
+        image: ``[h, w, 3]``.
+        beside: the person without the face.
+        u, v: place across and down, face widths from the chin.
+        ear: level of the ears on that scale.
+    """
+    lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB).astype(np.float32)
+    found = np.zeros(beside.shape, dtype=bool)
+    for side in (-1, 1):
+        here = beside & (side * u > 0.2) & (side * u < 1.0)
+        hair, hanging = here & (v > ear - 0.35) & (v < ear), here & (v > ear + 0.08) & (v < ear + 0.45)
+        if min(hair.sum(), hanging.sum()) < 0.004 * beside.size:
+            continue
+        spread = np.median(lab[hair], 0) - np.median(lab[hanging], 0)
+        if float(np.linalg.norm(spread)) < 22:
+            found |= beside & (side * u > 0.1) & (v > ear - 0.1)
+    return found
+
+
 def _resize(image: NDArray[np.generic], size: int) -> NDArray[np.generic]:
     how = cv2.INTER_AREA if image.shape[0] > size else cv2.INTER_CUBIC
     return np.asarray(cv2.resize(image, (size, size), interpolation=how))
@@ -392,7 +416,7 @@ def _crop_box(points: Array, side: float, shape: tuple[int, ...]) -> tuple[int, 
     centre = (low + high) / 2
     # Hair above needs more room than the neck below.
     x0 = int(np.clip(round(float(centre[0]) - length / 2), 0, width - length))
-    y0 = int(np.clip(round(float(centre[1]) - 0.47 * length), 0, height - length))
+    y0 = int(np.clip(round(float(centre[1]) - 0.52 * length), 0, height - length))
     return x0, y0, length
 
 
@@ -504,7 +528,7 @@ def _layers(
     Where nothing can move the plate is the portrait and the layer adds nothing; where the matte is 1 the layer is the portrait.
     """
     colour = image.astype(np.float32) / 255
-    hole = dilate((matte > 0.02).astype(np.uint8), 0.025 * width) > 0
+    hole = dilate((matte > 0.02).astype(np.uint8), 0.045 * width) > 0
     hole &= share > 0.06
     if hole.all():
         hole[0] = False
