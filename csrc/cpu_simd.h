@@ -1,8 +1,8 @@
 // SIMD of one ISA tier, over the vector extensions of GCC and Clang; intrinsics only where those have no word for it.
 //
-// A translation unit is compiled once per tier. Everything here has internal linkage and lives in the tier's namespace, so that
-// the linker can never replace a function of the baseline by a copy that was compiled for a newer processor. For the same reason
-// tier code uses no inline function or template of the standard library.
+// A translation unit is compiled once per tier. Everything here has internal linkage and lives in the tier's namespace,
+// so that the linker can never replace a function of the baseline by a copy that was compiled for a newer processor.
+// For the same reason tier code uses no inline function or template of the standard library.
 #pragma once
 #ifndef FASTFACE_TIER
 #error "compile with -DFASTFACE_TIER=baseline, avx2 or avx512"
@@ -224,6 +224,21 @@ inline vf floor_(vf value) {  // |value| < 2^31 or NaN
 #endif
 }
 
+// a * b + c. Written out in the hot loops, so that it does not hang on the contraction mode of the compiler.
+template <int N>
+inline typename VecOf<N>::f fma_(typename VecOf<N>::f a, typename VecOf<N>::f b, typename VecOf<N>::f c) {
+#if defined(__FMA__)
+  using F = typename VecOf<N>::f;
+  if constexpr (N == 4) return (F)_mm_fmadd_ps((__m128)a, (__m128)b, (__m128)c);
+  if constexpr (N == 8) return (F)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#endif
+#if defined(__AVX512F__)
+  if constexpr (N == 16) return (F)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#endif
+  return a * b + c;
+}
+inline vf fma_(vf a, vf b, vf c) { return fma_<kLanes>(a, b, c); }
+
 inline vf max_(vf a, vf b) { return a > b ? a : b; }  // b where one is NaN
 
 // e^x for x <= 0, within about one unit in the last place. Below 2^-126 it is zero; NaN stays NaN.
@@ -231,16 +246,16 @@ inline vf exp_(vf x) {
   constexpr float kLowest = -87.33654f;  // ln 2^-126
   const vf clamped = x < kLowest ? vf{} + kLowest : x;
   // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
-  const vf biased = clamped * 1.44269504088896341f + 12582912.0f;
+  const vf biased = fma_(clamped, vf{} + 1.44269504088896341f, vf{} + 12582912.0f);
   const vf n = biased - 12582912.0f;
-  vf r = clamped - n * 0.693359375f;
-  r = r + n * 2.12194440e-4f;  // ln 2 in two parts, the first with few bits, so that n * part is exact
-  vf p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
+  vf r = fma_(n, vf{} - 0.693359375f, clamped);
+  r = fma_(n, vf{} + 2.12194440e-4f, r);  // ln 2 in two parts, the first with few bits, so that n * part is exact
+  vf p = fma_(r, vf{} + 1.9875691500e-4f, vf{} + 1.3981999507e-3f);
+  p = fma_(p, r, vf{} + 8.3334519073e-3f);
+  p = fma_(p, r, vf{} + 4.1665795894e-2f);
+  p = fma_(p, r, vf{} + 1.6666665459e-1f);
+  p = fma_(p, r, vf{} + 5.0000001201e-1f);
+  p = fma_(p, r * r, r) + 1.0f;
   const vf scale = (vf)(((vu)biased << 23) + 0x3f800000u);
   const vf result = p * scale;
   return x < kLowest ? vf{} : result;
@@ -297,9 +312,12 @@ inline void read_row(const T* from, int64_t stride, int64_t count, float* to) {
 // As above with the dtype of a view; `to` has room for `count` rounded up to kLanes.
 inline void read_row(const void* data, DType dtype, int64_t offset, int64_t stride, int64_t count, float* to) {
   switch (dtype) {
-    case DType::kFloat32: return read_row(static_cast<const float*>(data) + offset, stride, count, to);
-    case DType::kFloat16: return read_row(static_cast<const Half*>(data) + offset, stride, count, to);
-    case DType::kBFloat16: return read_row(static_cast<const BFloat16*>(data) + offset, stride, count, to);
+    case DType::kFloat32:
+      return read_row(static_cast<const float*>(data) + offset, stride, count, to);
+    case DType::kFloat16:
+      return read_row(static_cast<const Half*>(data) + offset, stride, count, to);
+    case DType::kBFloat16:
+      return read_row(static_cast<const BFloat16*>(data) + offset, stride, count, to);
   }
 }
 
@@ -323,7 +341,7 @@ inline void write_row(const float* from, T* to, int64_t stride, int64_t count) {
   }
 }
 
-// Zeroed memory aligned to a cache line; null `data` if there is none.
+// Memory aligned to a cache line; `data` is null where there is none left.
 struct Buffer {
   char* data = nullptr;
   explicit Buffer(size_t bytes) {
