@@ -139,8 +139,9 @@ class Expression:
     weights: Array  # [K, 468], keypoint offsets from landmark offsets
     basis: Array  # [E, 468, 3]
     box: tuple[int, int, int, int]  # the square of the crop that an expression may change
-    base: Tensor  # [K + 1, 2, h, w], the part of the logits that does not move
-    points: Tensor  # [h * w, 2]
+    cells: int  # h = w of the flow
+    base: Tensor  # [K + 1, 2 * h * w], the part of the logits that does not move
+    points: Tensor  # [3, 2 * h * w]: x, y, 1 of both sheets
     sigma2: Tensor  # [K]
     window: Array  # [S, S] of the box, 0 at its border
     # [S, S, 4] of the box: pixels above (positive) or below the cut between the sheets; over how many pixels the sheets give
@@ -221,8 +222,9 @@ def prepare(image: Image, landmarks: Array, frame: FaceFrame, pixels: Array, cel
         weights=weights,
         basis=basis,
         box=box,
-        base=torch.from_numpy(base.reshape(len(keypoints) + 1, 2, cells, cells)),
-        points=torch.from_numpy(points),
+        cells=cells,
+        base=torch.from_numpy(base.reshape(len(keypoints) + 1, -1)),
+        points=torch.from_numpy(np.tile(np.concatenate([points.T, np.ones((1, cells * cells), dtype=np.float32)]), (1, 2))),
         sigma2=torch.from_numpy(sigma2),
         window=window,
         mouth=np.dstack([cut, cut_width, smoothstep(1.02 - np.abs(across), 0.0, 0.06), across]).astype(np.float32),
@@ -408,12 +410,14 @@ def _sheets(expression: Expression, moved: Array, backend: str | None) -> tuple[
     """The displacement, in pixels, of the upper and the lower sheet: two ``[S, S, 2]``."""
     source = torch.from_numpy(expression.keypoints)
     driving = torch.from_numpy(expression.keypoints + moved)
-    count, _, cells, _ = expression.base.shape
+    count, cells = len(expression.base), expression.cells
     place = driving[:, :2]
     sigma2 = expression.sigma2[:, None]
-    near = torch.addmm(-(place**2).sum(1, keepdim=True) / (2 * sigma2), place / sigma2, expression.points.T)
-    logits = expression.base.clone()
-    logits[1:] += near.view(count - 1, 1, cells, cells)
+    rows = torch.cat([place / sigma2, -(place**2).sum(1, keepdim=True) / (2 * sigma2)], 1)  # [K, 3]
+    logits = torch.empty(count, 2 * cells * cells)
+    logits[0] = expression.base[0]
+    torch.addmm(expression.base[1:], rows, expression.points, out=logits[1:])
+    logits = logits.view(count, 2, cells, cells)
     flow = ops.motion_field(logits[None], source[None], driving[None], backend=backend)[0]  # [2, h, w, 3]
     at = torch.linspace(-1, 1, cells)
     shift = flow[..., :2].permute(0, 3, 1, 2)  # [2, 2, h, w]

@@ -83,6 +83,8 @@ class Source:
     portrait: Tensor  # [S, S, 3] uint8, the crop at render size
     layer: Tensor  # [S, S, 4] uint8, the head: premultiplied colour and alpha
     plate: Tensor  # [S, S, 3] uint8, the picture without the head
+    edge: Tensor  # [E] int64, pixels where layer and plate alone do not give the portrait
+    residual: Tensor  # [E, 3] float32, what is missing there
     landmarks: Tensor  # [N, 3] float32
     height: Tensor  # [h, h] float32, depth of the visible surface
     keypoints: Tensor  # [K, 3] float32
@@ -192,12 +194,16 @@ class Lifted:
         window_pixels = _upsample(window, size)
         matte = self._head_matte(image, person, pixels, frame, _upsample(share, size), window_pixels, jaw)
         layer, plate = _layers(image, matte, person, window_pixels, _upsample(share, size), width * (size - 1) / 2)
+        missing = (image.astype(np.float32) - _over(layer, plate)).reshape(-1, 3)
+        edge = np.nonzero(missing.any(1))[0]
         return Source(
             photo=torch.from_numpy(photo),
             box=(x0, y0, side),
             portrait=torch.from_numpy(image),
             layer=torch.from_numpy(layer),
             plate=torch.from_numpy(plate),
+            edge=torch.from_numpy(edge),
+            residual=torch.from_numpy(missing[edge]),
             landmarks=torch.from_numpy(landmarks),
             height=torch.from_numpy(height),
             keypoints=torch.from_numpy(keypoints),
@@ -344,13 +350,23 @@ class Lifted:
     def _frame(self, source: Source, motion: Motion, index: int, flows: list[Array | None]) -> Image:
         values = motion.expression[index].cpu().float().numpy()
         offsets = None if motion.offsets is None else motion.offsets[index].cpu().float().numpy()
-        layer, plate = source.layer.numpy(), source.plate.numpy()
+        still, plate = source.layer.numpy(), source.plate.numpy()
+        layer = still
         if expr.moves(values, offsets):
-            layer = expr.redraw(layer, source.expression, source.frame, values, offsets, self.backend)
+            layer = expr.redraw(still, source.expression, source.frame, values, offsets, self.backend)
         flow = flows[index]
+        edge = source.edge.numpy()
+        # Layer and plate are estimates near the border of the head. What they miss is added back where nothing moved, and fades
+        # within a few pixels of motion: at rest the frame is the portrait.
+        share = (layer.reshape(-1, 4)[edge] == still.reshape(-1, 4)[edge]).all(1).astype(np.float32)
         if flow is not None:
             layer = cv2.remap(layer, flow, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        return _over(layer, plate)
+            moved = flow.reshape(-1, 2)[edge] - _pixels(len(flow)).reshape(-1, 2)[edge]
+            share *= np.exp(-0.5 * (moved**2).sum(1))
+        out = _over(layer, plate)
+        flat = out.reshape(-1, 3)
+        flat[edge] = np.clip(np.rint(flat[edge] + share[:, None] * source.residual.numpy()), 0, 255).astype(np.uint8)
+        return out
 
 
 def as_image(portrait: Tensor | NDArray[np.generic]) -> Image:
