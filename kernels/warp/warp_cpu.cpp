@@ -295,29 +295,32 @@ inline void softmax_tile(int64_t motions, int64_t count, float* logits, float* i
 
 // ---- Coordinates ----
 
+// Where the voxels of a tile are sampled, relative to themselves and in voxels. That keeps more digits of a small
+// motion than a coordinate does. For the op motion_field: the coordinates.
 struct Points {
   alignas(64) float x[kTile], y[kTile], z[kTile];
 };
 
-// Per axis: the identity in the units of the result, the coordinate in [-1, 1], and how to get from the one to the
-// other.
+// Per axis: the coordinate in [-1, 1], and the background's motion in the units of Points.
 struct Grid {
-  float *unit[3], *identity[3];
-  double scale[3], offset[3];
+  bool relative;
+  float *coordinate[3], *identity[3];
 
   static int64_t floats(const Params& p) { return 2 * (round_up(p.width, 16) + p.height + p.depth); }
-  void fill(const Params& p, const Space& space, bool in_voxels, float* data) {
+  void fill(const Space& space, bool relative_voxels, float* data) {
+    relative = relative_voxels;
     const Axis* axes[3] = {&space.x, &space.y, &space.z};
     for (int a = 0; a < 3; ++a) {
-      scale[a] = in_voxels ? axes[a]->scale : 1.0;
-      offset[a] = in_voxels ? axes[a]->offset : 0.0;
-      const int64_t size = axes[a]->size, padded = a == 0 ? round_up(size, 16) : size;
-      unit[a] = data;
+      const Axis& axis = *axes[a];
+      const int64_t padded = a == 0 ? round_up(axis.size, 16) : axis.size;
+      coordinate[a] = data;
       identity[a] = data + padded;
       data += 2 * padded;
       for (int64_t i = 0; i < padded; ++i) {
-        unit[a][i] = static_cast<float>(axes[a]->coordinate(least(i, size - 1)));
-        identity[a][i] = static_cast<float>(axes[a]->coordinate(least(i, size - 1)) * scale[a] + offset[a]);
+        const int64_t at = least(i, axis.size - 1);
+        const double from = axis.coordinate(at);
+        coordinate[a][i] = static_cast<float>(from);
+        identity[a][i] = static_cast<float>(relative ? axis.voxel(at) - static_cast<double>(at) : from);
       }
     }
   }
@@ -328,18 +331,64 @@ struct Line {
   float slope[3], constant[3];
 };
 
-inline Line line_of(const Params& p, const Space& space, const double (&scale)[3], const double (&offset)[3], int64_t b,
-                    int64_t motion, int64_t z, int64_t y) {
+inline Line line_of(const Params& p, const Space& space, const Grid& grid, int64_t b, int64_t motion, int64_t z,
+                    int64_t y) {
   const Motion m = motion_of(p, b, motion);
-  const double dy = space.y.coordinate(y) - m.driving[1], dz = space.z.coordinate(z) - m.driving[2];
-  Line line;
+  const double from_y = space.y.coordinate(y), from_z = space.z.coordinate(z);
+  const double dy = from_y - m.driving[1], dz = from_z - m.driving[2];
+  double slope[3], constant[3];
   for (int i = 0; i < 3; ++i) {
     const double* a = m.a + 3 * i;
-    line.slope[i] = static_cast<float>(a[0] * scale[i]);
-    line.constant[i] =
-        static_cast<float>((a[1] * dy + a[2] * dz - a[0] * m.driving[0] + m.source[i]) * scale[i] + offset[i]);
+    slope[i] = a[0];
+    constant[i] = a[1] * dy + a[2] * dz - a[0] * m.driving[0] + m.source[i];
+  }
+  if (grid.relative) {
+    const Axis* axes[3] = {&space.x, &space.y, &space.z};
+    for (int i = 0; i < 3; ++i) {
+      slope[i] *= axes[i]->scale;
+      constant[i] = constant[i] * axes[i]->scale + axes[i]->offset;
+    }
+    // Voxel x of the row is x * offset + offset, with x in [-1, 1].
+    slope[0] -= space.x.offset;
+    constant[0] -= space.x.offset;
+    constant[1] -= static_cast<double>(y);
+    constant[2] -= static_cast<double>(z);
+  }
+  Line line;
+  for (int i = 0; i < 3; ++i) {
+    line.slope[i] = static_cast<float>(slope[i]);
+    line.constant[i] = static_cast<float>(constant[i]);
   }
   return line;
+}
+
+// Weighted sums over the motions. They are taken four motions at a time, which halves the rounding of a long chain and
+// the wait for it.
+template <int kTerms>
+struct Blend {
+  vf weight, term[kTerms];
+  inline void add(vf w, const float* factor, bool first) {
+    weight = first ? w : weight + w;
+    for (int j = 0; j < kTerms; ++j) {
+      term[j] = first ? w * (vf{} + factor[j]) : fma_(w, vf{} + factor[j], term[j]);
+    }
+  }
+};
+
+template <int kTerms>
+inline Blend<kTerms> blend_motions(int64_t motions, const float* logits, vf top, const float* factors) {
+  Blend<kTerms> total = {};
+  for (int64_t k = 0; k < motions; k += 4) {
+    Blend<kTerms> part;
+    part.add(exp_(load<kLanes>(logits + k * kTile) - top), factors + k * kTerms, true);
+    const int64_t end = least(k + 4, motions);
+    for (int64_t j = k + 1; j < end; ++j) {
+      part.add(exp_(load<kLanes>(logits + j * kTile) - top), factors + j * kTerms, false);
+    }
+    total.weight += part.weight;
+    for (int t = 0; t < kTerms; ++t) total.term[t] += part.term[t];
+  }
+  return total;
 }
 
 // The blended flow of a tile. `scratch` holds [K+1][kTile] logits; `deltas` [K+1][3] the translations in the units of
@@ -349,44 +398,24 @@ inline void flow_tile(const Params& p, const Space& space, const Grid& grid, int
   const int64_t motions = p.keypoints + 1;
   read_logits(p, b, z, y, x, count, scratch);
   if (deltas == nullptr) {
-    const double none[3] = {0, 0, 0};
-    for (int64_t k = 0; k < motions; ++k) lines[k] = line_of(p, space, grid.scale, none, b, k, z, y);
+    for (int64_t k = 0; k < motions; ++k) lines[k] = line_of(p, space, grid, b, k, z, y);
   }
   for (int64_t i = 0; i < count; i += kLanes) {
     vf top = load<kLanes>(scratch + i);
     for (int64_t k = 1; k < motions; ++k) top = max_(load<kLanes>(scratch + k * kTile + i), top);
-    vf sum = {}, sx = {}, sy = {}, sz = {};
     if (deltas != nullptr) {
-      for (int64_t k = 0; k < motions; ++k) {
-        const vf e = exp_(load<kLanes>(scratch + k * kTile + i) - top);
-        const float* d = deltas + 3 * k;
-        sum += e;
-        sx = fma_(e, vf{} + d[0], sx);
-        sy = fma_(e, vf{} + d[1], sy);
-        sz = fma_(e, vf{} + d[2], sz);
-      }
-      const vf inverse = 1.0f / sum;
-      store<kLanes>(to.x + i, fma_(sx, inverse, load<kLanes>(grid.identity[0] + x + i)));
-      store<kLanes>(to.y + i, fma_(sy, inverse, vf{} + grid.identity[1][y]));
-      store<kLanes>(to.z + i, fma_(sz, inverse, vf{} + grid.identity[2][z]));
+      const Blend<3> blend = blend_motions<3>(motions, scratch + i, top, deltas);
+      const vf inverse = 1.0f / blend.weight;
+      store<kLanes>(to.x + i, fma_(blend.term[0], inverse, load<kLanes>(grid.identity[0] + x + i)));
+      store<kLanes>(to.y + i, fma_(blend.term[1], inverse, vf{} + grid.identity[1][y]));
+      store<kLanes>(to.z + i, fma_(blend.term[2], inverse, vf{} + grid.identity[2][z]));
     } else {
-      const vf at = load<kLanes>(grid.unit[0] + x + i);
-      vf tx = {}, ty = {}, tz = {};
-      for (int64_t k = 0; k < motions; ++k) {
-        const vf e = exp_(load<kLanes>(scratch + k * kTile + i) - top);
-        const Line& line = lines[k];
-        sum += e;
-        sx = fma_(e, vf{} + line.slope[0], sx);
-        sy = fma_(e, vf{} + line.slope[1], sy);
-        sz = fma_(e, vf{} + line.slope[2], sz);
-        tx = fma_(e, vf{} + line.constant[0], tx);
-        ty = fma_(e, vf{} + line.constant[1], ty);
-        tz = fma_(e, vf{} + line.constant[2], tz);
-      }
-      const vf inverse = 1.0f / sum;
-      store<kLanes>(to.x + i, fma_(fma_(sx, at, tx), inverse, vf{} + static_cast<float>(grid.offset[0])));
-      store<kLanes>(to.y + i, fma_(fma_(sy, at, ty), inverse, vf{} + static_cast<float>(grid.offset[1])));
-      store<kLanes>(to.z + i, fma_(fma_(sz, at, tz), inverse, vf{} + static_cast<float>(grid.offset[2])));
+      const Blend<6> blend = blend_motions<6>(motions, scratch + i, top, lines[0].slope);
+      const vf inverse = 1.0f / blend.weight;
+      const vf at = load<kLanes>(grid.coordinate[0] + x + i);
+      store<kLanes>(to.x + i, fma_(blend.term[0], at, blend.term[3]) * inverse);
+      store<kLanes>(to.y + i, fma_(blend.term[1], at, blend.term[4]) * inverse);
+      store<kLanes>(to.z + i, fma_(blend.term[2], at, blend.term[5]) * inverse);
     }
   }
 }
@@ -405,35 +434,37 @@ struct Strides {
   int64_t x, y, z;
 };
 
-// Keeps NaN, and bounds the rest to what converts to an integer; anything beyond the bounds reads no voxel anyway.
+// Keeps NaN, and bounds the rest to what converts to an integer. A motion beyond the bounds reads no voxel from
+// anywhere.
 inline vf bounded(vf value, int64_t size) {
-  const float low = -2.0f, high = static_cast<float>(size) + 1.0f;
-  value = value < low ? vf{} + low : value;
-  return value > high ? vf{} + high : value;
+  const float limit = static_cast<float>(size) + 2.0f;
+  value = value < -limit ? vf{} - limit : value;
+  return value > limit ? vf{} + limit : value;
 }
 
-inline vi to_index(vf floor) { return __builtin_convertvector(floor == floor ? floor : vf{}, vi); }
-
-inline vf fraction_of(vf value, int64_t size, vi& index) {
+// The fraction of a position, and the index of the voxel before it; `from` is what the position is relative to.
+inline vf fraction_of(vf value, int64_t size, vi from, vi& index) {
   value = bounded(value, size);
   const vf floor = floor_(value);
-  index = to_index(floor);
+  index = __builtin_convertvector(floor == floor ? floor : vf{}, vi) + from;
   return value - floor;
 }
 
 template <bool kMasked>
-inline void make_taps(const Params& p, const Points& at, const float* mask, int64_t count, Taps& t) {
+inline void make_taps(const Params& p, const Points& points, int64_t z0, int64_t y0, int64_t x0, int64_t count,
+                      const float* mask, Taps& t) {
+  vi lane;
+  for (int j = 0; j < kLanes; ++j) lane[j] = j;
   for (int64_t i = 0; i < count; i += kLanes) {
     vi x, y, z;
-    const vf fx = fraction_of(load<kLanes>(at.x + i), p.width, x);
-    const vf fy = fraction_of(load<kLanes>(at.y + i), p.height, y);
-    const vf fz = fraction_of(load<kLanes>(at.z + i), p.depth, z);
+    const vf fx = fraction_of(load<kLanes>(points.x + i), p.width, lane + static_cast<int32_t>(x0 + i), x);
+    const vf fy = fraction_of(load<kLanes>(points.y + i), p.height, vi{} + static_cast<int32_t>(y0), y);
+    const vf fz = fraction_of(load<kLanes>(points.z + i), p.depth, vi{} + static_cast<int32_t>(z0), z);
     const vi inside = (x >= 0) & (x < static_cast<int32_t>(p.width - 1)) & (y >= 0) &
                       (y < static_cast<int32_t>(p.height - 1)) & (z >= 0) & (z < static_cast<int32_t>(p.depth - 1));
     const vf m = kMasked ? load<kLanes>(mask + i) : vf{} + 1.0f;
-    const vf z1 = kMasked ? fz * m : fz, z0 = kMasked ? m - z1 : 1.0f - z1;
-    const vf z1y1 = z1 * fy, z1y0 = z1 - z1y1, z0y1 = z0 * fy, z0y0 = z0 - z0y1;
-    const vf rows[4] = {z0y0, z0y1, z1y0, z1y1};
+    const vf z1 = kMasked ? fz * m : fz, z0w = m - z1;
+    const vf rows[4] = {z0w - z0w * fy, z0w * fy, z1 - z1 * fy, z1 * fy};
     for (int r = 0; r < 4; ++r) {
       const vf right = rows[r] * fx;
       store<kLanes>(t.weight[2 * r] + i, rows[r] - right);
@@ -733,7 +764,7 @@ inline void affine_points(const Line& line, const Grid& grid, int64_t x, int64_t
   for (int a = 0; a < 3; ++a) {
     const vf slope = vf{} + line.slope[a], constant = vf{} + line.constant[a];
     for (int64_t i = 0; i < count; i += kLanes) {
-      store<kLanes>(axes[a] + i, fma_(load<kLanes>(grid.unit[0] + x + i), slope, constant));
+      store<kLanes>(axes[a] + i, fma_(load<kLanes>(grid.coordinate[0] + x + i), slope, constant));
     }
   }
 }
@@ -751,7 +782,7 @@ bool pack_affine(const Params& p, int threads) {
   if (table_data.data == nullptr || grid_data.data == nullptr || copied.data == nullptr) return false;
   tables.data = reinterpret_cast<float*>(table_data.data);
   Grid grid;
-  grid.fill(p, space, true, reinterpret_cast<float*>(grid_data.data));
+  grid.fill(space, true, reinterpret_cast<float*>(grid_data.data));
   T* const copy = reinterpret_cast<T*>(copied.data);
 
   const int64_t* so = p.out.stride;
@@ -791,9 +822,9 @@ bool pack_affine(const Params& p, int threads) {
         T* out = static_cast<T*>(p.out.data) + b * so[0] + k * (p.channels + 1) * so[1];
         pack_heat(p, tables.at(image), k, z, y0, ny, x, nx, out);
         for (int64_t y = y0; y < y0 + ny; ++y) {
-          const Line line = line_of(p, space, grid.scale, grid.offset, b, k, z, y);
+          const Line line = line_of(p, space, grid, b, k, z, y);
           affine_points(line, grid, x, nx, points);
-          make_taps<false>(p, points, nullptr, nx, taps);
+          make_taps<false>(p, points, z, y, x, nx, nullptr, taps);
           T* to = out + so[1] + z * so[2] + y * so[3] + x * so[4];
           for (int64_t c = 0; c < p.channels; c += 16) {
             const int64_t real = least(16, p.channels - c);
@@ -817,11 +848,14 @@ bool pack_affine(const Params& p, int threads) {
   return true;
 }
 
-inline void fill_deltas(const Params& p, const Grid& grid, float* deltas) {
+inline void fill_deltas(const Params& p, const Space& space, bool in_voxels, float* deltas) {
   const int64_t motions = p.keypoints + 1;
+  const double scale[3] = {space.x.scale, space.y.scale, space.z.scale};
   for (int64_t i = 0; i < p.batch * motions; ++i) {
     const Motion m = motion_of(p, i / motions, i % motions);
-    for (int a = 0; a < 3; ++a) deltas[3 * i + a] = static_cast<float>((m.source[a] - m.driving[a]) * grid.scale[a]);
+    for (int a = 0; a < 3; ++a) {
+      deltas[3 * i + a] = static_cast<float>((m.source[a] - m.driving[a]) * (in_voxels ? scale[a] : 1.0));
+    }
   }
 }
 
@@ -834,11 +868,11 @@ bool motion_field(const Params& p, int threads) {
   Buffer scratch_data(static_cast<size_t>(used * scratch_size) * sizeof(float));
   if (grid_data.data == nullptr || scratch_data.data == nullptr) return false;
   Grid grid;
-  grid.fill(p, space, false, reinterpret_cast<float*>(grid_data.data));
+  grid.fill(space, false, reinterpret_cast<float*>(grid_data.data));
   float* deltas = nullptr;
   if (p.linear == nullptr) {
     deltas = reinterpret_cast<float*>(grid_data.data) + Grid::floats(p);
-    fill_deltas(p, grid, deltas);
+    fill_deltas(p, space, false, deltas);
   }
   const Blocks blocks(p, 1);
   const int64_t tasks = p.batch * blocks.count(), step = grain(tasks, used);
@@ -928,11 +962,11 @@ bool compose_sampled(const Params& p, bool volumes, int threads) {
     return false;
   }
   Grid grid;
-  grid.fill(p, space, true, reinterpret_cast<float*>(grid_data.data));
+  grid.fill(space, true, reinterpret_cast<float*>(grid_data.data));
   float* deltas = nullptr;
   if (p.linear == nullptr) {
     deltas = reinterpret_cast<float*>(grid_data.data) + Grid::floats(p);
-    fill_deltas(p, grid, deltas);
+    fill_deltas(p, space, true, deltas);
   }
   T* const copy = reinterpret_cast<T*>(copied.data);
   float* const flow = reinterpret_cast<float*>(flow_data.data);
@@ -1003,7 +1037,7 @@ bool compose_sampled(const Params& p, bool volumes, int threads) {
           } else {
             for (int a = 0; a < 3; ++a) read_row(flow + a * p.batch * volume + at, 1, nx, axes[a]);
           }
-          make_taps<false>(p, points, nullptr, nx, taps);
+          make_taps<false>(p, points, z, y, x, nx, nullptr, taps);
           if (!cut.copy) set_offsets(own, nx, taps);
           each_chunk([&](int64_t c, int n, const T* base, const Strides& stride) {
             if (n == 0) {
@@ -1029,8 +1063,8 @@ bool compose_sampled(const Params& p, bool volumes, int threads) {
         }
         memset(tiles, 0, static_cast<size_t>((end - begin) * kTile) * sizeof(float));
         for (int64_t k = 0; k < motions; ++k) {
-          affine_points(line_of(p, space, grid.scale, grid.offset, b, k, z, y), grid, x, nx, points);
-          make_taps<true>(p, points, scratch + k * kTile, nx, taps);
+          affine_points(line_of(p, space, grid, b, k, z, y), grid, x, nx, points);
+          make_taps<true>(p, points, z, y, x, nx, scratch + k * kTile, taps);
           if (!cut.copy) set_offsets(own, nx, taps);
           each_chunk([&](int64_t c, int n, const T* base, const Strides& stride) {
             float* tile = tiles + (c - begin) * kTile;
