@@ -32,6 +32,15 @@ def grid(size: int, low: float = -1.0, high: float = 1.0) -> Array:
     return np.stack(np.meshgrid(axis, axis, indexing="xy"), -1)
 
 
+def centred_grid(size: int, pixels: int) -> Array:
+    """``[size, size, 2]``: the centres of `size` equal cells of a crop, in its normalised coordinates.
+
+    An image of cells is enlarged by `cv2.resize`, which keeps to such centres.
+    """
+    end = 1 - (pixels / size - 1) / (pixels - 1)
+    return grid(size, -end, end)
+
+
 def thin_plate(points: Array, values: Array, queries: Array, smoothing: float = 0.0) -> Array:
     """Interpolate `values` ``[N]`` at `points` ``[N, 2]`` by the thin plate ``r² log r`` plus a plane, at `queries` ``[M, 2]``."""
     count = len(points)
@@ -50,7 +59,7 @@ def thin_plate(points: Array, values: Array, queries: Array, smoothing: float = 
     return np.asarray(kernel(queries, points) @ solved[:count] + affine, dtype=np.float32)
 
 
-def height_field(landmarks: Array, outline: Array, face_width: float, size: int) -> Array:
+def height_field(landmarks: Array, outline: Array, face_width: float, nodes: Array) -> Array:
     """Depth of the visible surface over the crop, ``[size, size]``, in normalised units, smaller is nearer.
 
     Inside the face it follows the landmark mesh; the outline of the head (hair, ears) lies 0.36 face widths behind the mean
@@ -59,7 +68,9 @@ def height_field(landmarks: Array, outline: Array, face_width: float, size: int)
     Args:
         landmarks: ``[N, 3]`` normalised.
         outline: ``[M, 2]`` on the border of the head's matte, above the jaw.
+        nodes: ``[size, size, 2]``, where to know it.
     """
+    size = len(nodes)
     mesh = landmarks[:468]
     middle = float(mesh[:, 2].mean())
     back = middle + 0.36 * face_width
@@ -75,10 +86,10 @@ def height_field(landmarks: Array, outline: Array, face_width: float, size: int)
     frame = grid(4, -1.15, 1.15).reshape(-1, 2)
     frame = frame[np.abs(frame).max(1) > 1]
     points = np.concatenate([mesh[chosen, :2], outline, neck, frame]).astype(np.float32)
-    depth = np.concatenate(
-        [depths[chosen], np.full(len(outline), back), neck_depth, np.full(len(frame), back)]
-    ).astype(np.float32)
-    field = thin_plate(points, depth, grid(size).reshape(-1, 2), smoothing=1e-4)
+    depth = np.concatenate([depths[chosen], np.full(len(outline), back), neck_depth, np.full(len(frame), back)]).astype(
+        np.float32
+    )
+    field = thin_plate(points, depth, nodes.reshape(-1, 2), smoothing=1e-4)
     field = cv2.GaussianBlur(field.reshape(size, size), (0, 0), 0.018 * face_width * size)
     low, high = float(depths.min()) - 0.02 * face_width, back + 0.05 * face_width
     return np.clip(field, low, high)

@@ -136,6 +136,7 @@ class Expression:
     """What the expression stage needs of one portrait; made by `prepare`."""
 
     keypoints: Array  # [K, 3] in coordinates of the box
+    per_unit: float  # pixels per unit of these
     weights: Array  # [K, 468], keypoint offsets from landmark offsets
     basis: Array  # [E, 468, 3]
     box: tuple[int, int, int, int]  # the square of the crop that an expression may change
@@ -147,6 +148,8 @@ class Expression:
     # [S, S, 4] of the box: pixels above (positive) or below the cut between the sheets; over how many pixels the sheets give
     # way, wide beyond the corners of the mouth; 1 between the corners; the place between the corners, -1 to 1.
     mouth: Array
+    cut: Array  # [S, S, 2], the first two of these
+    mouth_part: tuple[slice, slice]  # rows and columns of the box in which a mouth may open
     face_width: float  # pixels
     teeth: float  # height of the teeth to paint below the upper lip, pixels; 0 where the portrait shows its own
     colours: Array  # [3, 3] cavity, teeth, tongue
@@ -179,9 +182,9 @@ def prepare(image: Image, landmarks: Array, frame: FaceFrame, pixels: Array, cel
         places.append(centre + (pixels[list(_SHELL)] - centre) * np.float32(reach))
         rows.append(identity[list(_SHELL)] * np.float32(share))
     keypoints = np.concatenate(places).astype(np.float32)
-    keypoints = (keypoints - np.array([x0, y0, 0], dtype=np.float32)) * (2 / (side - 1)) - np.array(
-        [1, 1, 0], dtype=np.float32
-    )
+    # The op's grid includes its ends: let -1 and 1 be the centres of the first and last cell, so that `cv2.resize` enlarges it.
+    per_unit = (cells - 1) / 2 * side / cells  # pixels
+    keypoints = (keypoints - np.array([x0, y0, 0], dtype=np.float32) - (side - 1) / 2) / np.float32(per_unit)
     keypoints[:, 2] = 0
     weights = np.concatenate(rows).astype(np.float32)
 
@@ -192,7 +195,7 @@ def prepare(image: Image, landmarks: Array, frame: FaceFrame, pixels: Array, cel
     for row, index in enumerate(chosen):
         if middle[index]:
             sheet[row, 0 if below[index] else 1] = _OFF
-    unit = 2 * width / (side - 1)  # face width in coordinates of the box
+    unit = width / per_unit  # face width in coordinates of the box
     # Lips are finely sampled and must not blur into each other or into the cheeks; the rest is coarse and smooth.
     lips = np.isin(chosen + [-1] * (len(keypoints) - len(chosen)), _LIPS)
     sigma2 = np.where(lips, 0.032 * unit, 0.065 * unit).astype(np.float32) ** 2
@@ -217,22 +220,33 @@ def prepare(image: Image, landmarks: Array, frame: FaceFrame, pixels: Array, cel
     cut_width = 1.5 + np.minimum(3.0 * beyond, 0.12 * width)
     upper_gap = pixels[list(topo.LIPS_INNER_LOWER[3:8]), 1] - pixels[list(topo.LIPS_INNER_UPPER[3:8]), 1]
     open_already = float(upper_gap.mean()) > 0.03 * width
+    mouth = np.dstack([cut, cut_width, smoothstep(1.02 - np.abs(across), 0.0, 0.06), across]).astype(np.float32)
+    lips = pixels[list(topo.LIPS_INNER_LOWER), :2] - (x0, y0)
+    low = np.maximum(lips.min(0) - (0.12 * width, 0.12 * width), 0).astype(int)
+    high = np.minimum(lips.max(0) + (0.12 * width, 0.45 * width), side).astype(int)
     return Expression(
         keypoints=keypoints,
+        per_unit=float(per_unit),
         weights=weights,
         basis=basis,
         box=box,
         cells=cells,
         base=torch.from_numpy(base.reshape(len(keypoints) + 1, -1)),
-        points=torch.from_numpy(np.tile(np.concatenate([points.T, np.ones((1, cells * cells), dtype=np.float32)]), (1, 2))),
+        points=torch.from_numpy(
+            np.tile(np.concatenate([points.T, np.ones((1, cells * cells), dtype=np.float32)]), (1, 2))
+        ),
         sigma2=torch.from_numpy(sigma2),
         window=window,
-        mouth=np.dstack([cut, cut_width, smoothstep(1.02 - np.abs(across), 0.0, 0.06), across]).astype(np.float32),
+        mouth=mouth,
+        cut=np.ascontiguousarray(mouth[..., :2]),
+        mouth_part=(slice(int(low[1]), int(high[1])), slice(int(low[0]), int(high[0]))),
         teeth=0.0 if open_already else 0.045 * width,
         face_width=width,
         colours=_mouth_colours(image, pixels),
         eyes=(
-            _eye(image, pixels, topo.EYE_RIGHT_UPPER, topo.EYE_RIGHT_LOWER, topo.BROW_RIGHT_LOWER, topo.IRIS_RIGHT, size),
+            _eye(
+                image, pixels, topo.EYE_RIGHT_UPPER, topo.EYE_RIGHT_LOWER, topo.BROW_RIGHT_LOWER, topo.IRIS_RIGHT, size
+            ),
             _eye(image, pixels, topo.EYE_LEFT_UPPER, topo.EYE_LEFT_LOWER, topo.BROW_LEFT_LOWER, topo.IRIS_LEFT, size),
         ),
     )
@@ -344,7 +358,9 @@ def _lids(eye: Eye, closing: float) -> tuple[Array, Array, Array]:
     ball = np.clip(eye.along - edge + 0.5, 0, 1)
     drawn = smoothstep((edge - eye.upper) / eye.lash, 0.15, 1.6)
     width = np.maximum(stop - eye.crease, 1.0)
-    smooth = smoothstep((eye.along - eye.crease) / width, 0.15, 0.6) * (1 - smoothstep(eye.along - stop, 0.0, 0.75 * eye.lash))
+    smooth = smoothstep((eye.along - eye.crease) / width, 0.15, 0.6) * (
+        1 - smoothstep(eye.along - stop, 0.0, 0.75 * eye.lash)
+    )
     return up.astype(np.float32), ball.astype(np.float32), (0.75 * drawn * smooth).astype(np.float32)
 
 
@@ -369,46 +385,39 @@ def redraw(
         values: ``[E]``; `offsets` ``[468, 3]`` or None.
     """
     x0, y0, x1, y1 = expression.box
-    side = x1 - x0
-    size = layer.shape[0]
-    local = landmark_offsets(expression, values, offsets)
     out = layer.copy()
-    unit = (size - 1) / (side - 1)  # normalised crop coordinates to coordinates of the box
-    moved = frame.directions(expression.weights @ local) * np.float32(unit)  # [K, 3]
-    moved[:, 2] = 0
-    here = _pixel_grid(side)
-    if np.abs(moved).max() > 1e-7:
-        upper, lower = _sheets(expression, moved, backend)
-        upper = here + upper * expression.window[..., None]
-        lower = here + lower * expression.window[..., None]
-    else:
-        upper = lower = here
-    picture = layer[y0:y1, x0:x1]
-
-    # What belongs to the sheets travels with them: the distance to the cut, how sharp it is there, where the mouth is.
-    on_upper = cv2.remap(expression.mouth, upper, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    on_lower = cv2.remap(expression.mouth, lower, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    of_lower = np.clip(0.5 - on_lower[..., 0] / on_lower[..., 1], 0, 1)
-    flow = upper + of_lower[..., None] * (lower - upper)
-    lid_values = {name: float(values[EXPRESSIONS.index(name)]) for name in ("blink_right", "blink_left")}
+    local = landmark_offsets(expression, values, offsets)
+    pixels = frame.directions(expression.weights @ local) * np.float32((layer.shape[0] - 1) / 2)  # [K, 3]
+    carried: Array | None = None  # [S, S, 2] of the box, where the sheets have carried a pixel
+    if np.abs(pixels[:, :2]).max() > 0.02:
+        sheets = _sheets(expression, pixels, backend)  # [2, h, w, 2]
+        part = _extent(sheets, x1 - x0)
+        if part is not None:
+            carried = np.zeros((y1 - y0, x1 - x0, 2), dtype=np.float32)
+            carried[part] = _draw_sheets(out[y0:y1, x0:x1], layer[y0:y1, x0:x1], expression, sheets, part)
     gaze = float(values[EXPRESSIONS.index("gaze_x")]), float(values[EXPRESSIONS.index("gaze_y")])
-    drawn = cv2.remap(picture, flow, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-    if upper is not lower:
-        _draw_mouth(drawn, picture, expression, upper, lower, on_upper, on_lower, of_lower)
-    out[y0:y1, x0:x1] = drawn
     for eye, name in zip(expression.eyes, ("blink_right", "blink_left"), strict=True):
-        if lid_values[name] != 0 or gaze != (0.0, 0.0):
-            _draw_eye(out, layer, eye, lid_values[name], gaze, flow - here, expression.box)
+        closing = float(values[EXPRESSIONS.index(name)])
+        if closing != 0 or gaze != (0.0, 0.0):
+            _draw_eye(out, layer, eye, closing, gaze, carried, expression.box)
     return out
 
 
-def _pixel_grid(side: int) -> Array:
-    return np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).astype(np.float32)
+Part = tuple[slice, slice]  # rows, columns
 
 
-def _sheets(expression: Expression, moved: Array, backend: str | None) -> tuple[Array, Array]:
-    """The displacement, in pixels, of the upper and the lower sheet: two ``[S, S, 2]``."""
+def _pixel_grid(part: Part) -> Array:
+    rows, columns = part
+    return np.stack(
+        np.meshgrid(np.arange(columns.start, columns.stop), np.arange(rows.start, rows.stop)), -1, dtype=np.float32
+    )
+
+
+def _sheets(expression: Expression, pixels: Array, backend: str | None) -> Array:
+    """The displacement, in pixels, of the upper and the lower sheet: ``[2, h, w, 2]``."""
     source = torch.from_numpy(expression.keypoints)
+    moved = pixels / np.float32(expression.per_unit)
+    moved[:, 2] = 0
     driving = torch.from_numpy(expression.keypoints + moved)
     count, cells = len(expression.base), expression.cells
     place = driving[:, :2]
@@ -417,38 +426,74 @@ def _sheets(expression: Expression, moved: Array, backend: str | None) -> tuple[
     logits = torch.empty(count, 2 * cells * cells)
     logits[0] = expression.base[0]
     torch.addmm(expression.base[1:], rows, expression.points, out=logits[1:])
-    logits = logits.view(count, 2, cells, cells)
-    flow = ops.motion_field(logits[None], source[None], driving[None], backend=backend)[0]  # [2, h, w, 3]
-    at = torch.linspace(-1, 1, cells)
-    shift = flow[..., :2].permute(0, 3, 1, 2)  # [2, 2, h, w]
-    shift = shift - torch.stack([at[None, :].expand(cells, cells), at[:, None].expand(cells, cells)])
+    flow = ops.motion_field(logits.view(1, count, 2, cells, cells), source[None], driving[None], backend=backend)[0]
+    return np.asarray((flow.numpy()[..., :2] - grid(cells)) * np.float32(expression.per_unit), dtype=np.float32)
+
+
+def _extent(sheets: Array, side: int) -> Part | None:
+    """The rectangle of the box in which the sheets move by more than a fiftieth of a pixel."""
+    cells = sheets.shape[1]
+    moving = (np.abs(sheets) > 0.02).any((0, 3))
+    rows, columns = np.nonzero(moving.any(1))[0], np.nonzero(moving.any(0))[0]
+    if len(rows) == 0:
+        return None
+
+    def reach(found: NDArray[np.int64]) -> slice:
+        low, high = (found[0] - 1) * side // cells, -(-(found[-1] + 2) * side // cells)
+        return slice(max(0, int(low)), min(side, int(high)))
+
+    return reach(rows), reach(columns)
+
+
+def _draw_sheets(out: Image, picture: Image, expression: Expression, sheets: Array, part: Part) -> Array:
+    """Redraw one rectangle of the box by both sheets, in place; where they carried its pixels, ``[h, w, 2]``."""
     side = expression.window.shape[0]
-    shift = torch.nn.functional.interpolate(shift, (side, side), mode="bilinear", align_corners=True)
-    pixels = (shift * ((side - 1) / 2)).permute(0, 2, 3, 1).contiguous().numpy()
-    return pixels[0], pixels[1]
+    here, window = _pixel_grid(part), expression.window[part][..., None]
+
+    def enlarge(sheet: Array) -> Array:
+        large = cv2.resize(sheet, (side, side), interpolation=cv2.INTER_LINEAR)[part]
+        return np.asarray(here + large * window, dtype=np.float32)
+
+    upper, lower = enlarge(sheets[0]), enlarge(sheets[1])
+    # What belongs to the sheets travels with them: the distance to the cut, how sharp it is there.
+    cut = cv2.remap(expression.cut, lower, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    of_lower = np.clip(0.5 - cut[..., 0] / cut[..., 1], 0, 1)
+    flow = upper + of_lower[..., None] * (lower - upper)
+    out[part] = cv2.remap(picture, flow, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    _draw_mouth(out, picture, expression, part, upper, lower)
+    return np.asarray(flow - here, dtype=np.float32)
 
 
-def _draw_mouth(
-    drawn: Image,
-    picture: Image,
-    expression: Expression,
-    upper: Array,
-    lower: Array,
-    on_upper: Array,
-    on_lower: Array,
-    of_lower: Array,
-) -> None:
-    """Put the inside of the mouth where neither sheet reaches. In place."""
+def _draw_mouth(out: Image, picture: Image, expression: Expression, part: Part, upper: Array, lower: Array) -> None:
+    """Put the inside of the mouth where neither sheet reaches. In place.
+
+    Args:
+        upper, lower: ``[h, w, 2]`` where the sheets come from, for the rectangle `part` of the box.
+    """
+    # The mouth can open within a rectangle about the one at rest.
+    rows, columns = (
+        slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(part, expression.mouth_part, strict=True)
+    )
+    if rows.start >= rows.stop or columns.start >= columns.stop:
+        return
+    inner_part = (
+        slice(rows.start - part[0].start, rows.stop - part[0].start),
+        slice(columns.start - part[1].start, columns.stop - part[1].start),
+    )
+    upper, lower = upper[inner_part], lower[inner_part]
+    on_upper, on_lower = (
+        cv2.remap(expression.mouth, sheet, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        for sheet in (upper, lower)
+    )
+    of_lower = np.clip(0.5 - on_lower[..., 0] / on_lower[..., 1], 0, 1)
     of_upper = np.clip(1.0 + on_upper[..., 0] / on_upper[..., 1], 0, 1)
     inside = on_upper[..., 2]
     gap = (1 - of_lower) * (1 - of_upper) * inside
-    rows, columns = np.nonzero(gap > 1e-3)
-    if len(rows) == 0:
+    if not (gap > 1e-3).any():
         return
-    part = slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1)
-    depth_upper = np.maximum(-on_upper[part][..., 0], 0)  # pixels below the upper edge
-    depth_lower = np.maximum(on_lower[part][..., 0], 0)  # pixels above the lower lip
-    across = np.abs(on_upper[part][..., 3])
+    depth_upper = np.maximum(-on_upper[..., 0], 0)  # pixels below the upper edge
+    depth_lower = np.maximum(on_lower[..., 0], 0)  # pixels above the lower lip
+    across = np.abs(on_upper[..., 3])
     cavity, teeth, tongue = expression.colours
     unit = expression.face_width
     shade = 1 - smoothstep(across, 0.2, 0.95)
@@ -458,19 +503,19 @@ def _draw_mouth(
     if expression.teeth > 0:
         length = expression.teeth * (1.0 - 0.4 * np.clip(across, 0, 1) ** 2)
         # The upper teeth are part of the skull: they hang from where the lips met, whatever the lips do.
-        row = 1 - smoothstep(-expression.mouth[part][..., 0], length - 0.012 * unit, length + 0.012 * unit)
+        row = 1 - smoothstep(-expression.mouth[rows, columns, 0], length - 0.012 * unit, length + 0.012 * unit)
         row *= 1 - smoothstep(across, 0.45, 0.85)
         # The lip shades the teeth; a faint rhythm stands for the single ones.
         tone = 0.50 + 0.45 * smoothstep(depth_upper / expression.teeth, 0.0, 0.7)
         single = 1 - 0.10 * np.abs(np.sin(np.pi * across * 4.5)) ** 12
         row *= 0.85
         inner = inner + (teeth * (tone * single * (0.6 + 0.4 * shade))[..., None] - inner) * row[..., None]
-    base = cv2.remap(picture, upper[part], None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    over = cv2.remap(picture, lower[part], None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    alpha_up, alpha_low = of_upper[part][..., None], of_lower[part][..., None]
+    base = cv2.remap(picture, upper, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    over = cv2.remap(picture, lower, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    alpha_up, alpha_low = of_upper[..., None], of_lower[..., None]
     mixed = alpha_low * over[..., :3] + (1 - alpha_low) * (alpha_up * base[..., :3] + (1 - alpha_up) * inner)
-    mask = np.clip(gap[part] * 8, 0, 1)[..., None] * inside[part][..., None]
-    place = drawn[part]
+    mask = (np.clip(gap * 8, 0, 1) * inside)[..., None]
+    place = out[rows, columns]
     place[..., :3] = np.rint(place[..., :3] * (1 - mask) + mixed * mask).astype(np.uint8)
 
 
@@ -480,22 +525,24 @@ def _draw_eye(
     eye: Eye,
     closing: float,
     gaze: tuple[float, float],
-    shift: Array,
+    carried: Array | None,
     box: tuple[int, int, int, int],
 ) -> None:
     """Draw one eye with its lid. In place; what the sheets did there is done again."""
     x0, y0, x1, y1 = eye.box
     here = np.stack(np.meshgrid(np.arange(x0, x1), np.arange(y0, y1)), -1).astype(np.float32)
-    # The sheets' displacement at this eye, from the box of the expression.
-    carried = cv2.remap(
-        shift, here - np.array(box[:2], dtype=np.float32), None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT
-    )
+    at = here
+    if carried is not None:  # the sheets' displacement at this eye, from the box of the expression
+        at = here + cv2.remap(
+            carried, here - np.array(box[:2], dtype=np.float32), None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT
+        )
     up, ball, smooth = _lids(eye, float(np.clip(closing, -0.3, 1.0)))
-    at = here + carried
     in_eye = at - np.array([x0, y0], dtype=np.float32)
     stacked = cv2.remap(np.dstack([up, ball, smooth]), in_eye, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     up, ball, smooth = stacked[..., 0:1], stacked[..., 1:2], stacked[..., 2:3]
-    lid = cv2.remap(layer, at - up * eye.down, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE).astype(np.float32)
+    lid = cv2.remap(layer, at - up * eye.down, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE).astype(
+        np.float32
+    )
     skin = cv2.remap(eye.skin, in_eye, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     lid[..., :3] += smooth * (skin - lid[..., :3])
     look = eye.iris * np.array(gaze, dtype=np.float32)

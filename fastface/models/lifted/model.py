@@ -20,7 +20,7 @@ from fastface import ops
 from fastface.face.landmarks import Face, Landmarks, MediaPipeLandmarks, largest_face
 from fastface.models.lifted import expression as expr
 from fastface.models.lifted import topology as topo
-from fastface.models.lifted.depth import farthest_points, grid, height_field
+from fastface.models.lifted.depth import centred_grid, farthest_points, grid, height_field
 from fastface.models.lifted.matte import (
     MediaPipePerson,
     PersonMask,
@@ -49,7 +49,7 @@ class LiftedConfig:
         size: side of the rendered crop, pixels.
         crop: side of the crop in face widths (ear to ear).
         volume: cells of the head's motion field, (depth, side).
-        surface: side of the grid on which the surface is searched.
+        surface: side of the grid on which the surface is searched, and `steps` in depth.
         keypoints: head keypoints.
         expression_keypoints: keypoints of the expression field, at most 255 in all.
         expression_cells: side of the expression field.
@@ -59,8 +59,9 @@ class LiftedConfig:
 
     size: int = 512
     crop: float = 2.8
-    volume: tuple[int, int] = (12, 48)
+    volume: tuple[int, int] = (5, 48)
     surface: int = 128
+    steps: int = 12
     keypoints: int = 40
     expression_keypoints: int = 136
     expression_cells: int = 80
@@ -94,6 +95,7 @@ class Source:
     depth_range: tuple[float, float]  # centre and half extent of the volume along z
     points: Tensor  # [D * h * w, 3] float32, the volume's voxels, z in normalised units
     rest: Tensor  # [D * h * w] float32, logit of the body and the background
+    rise: Tensor  # [h, side] float32, from the volume's cells to those of the surface, along one axis
     window: Tensor  # [h, h] float32, 1 where the head may move, 0 where everything is still
 
     @property
@@ -175,7 +177,7 @@ class Lifted:
         head_zone = _head_zone(size, pixels, frame)
         outline = _outline(person * head_zone, pixels, frame)
         outline_points = (outline * (2 / (size - 1)) - 1).astype(np.float32)
-        height = height_field(landmarks, outline_points, width, config.surface)
+        height = height_field(landmarks, outline_points, width, centred_grid(config.surface, size))
         keypoints = _head_keypoints(landmarks, outline_points, height, config.keypoints)
         still = _still_keypoints(landmarks, frame, float(height.max()))
         depth_range = (float(pivot[2]) - 0.12 * width, 0.85 * width)
@@ -183,7 +185,8 @@ class Lifted:
         points = _volume_points(config.volume, depth_range)
         rest = np.logaddexp.reduce(_gaussian(points, still, sigma2), axis=0)
         # At rest, on the surface: the head's share of the softmax.
-        flat = np.concatenate([grid(config.surface).reshape(-1, 2), height.reshape(-1, 1)], 1).astype(np.float32)
+        nodes = centred_grid(config.surface, size)
+        flat = np.concatenate([nodes.reshape(-1, 2), height.reshape(-1, 1)], 1).astype(np.float32)
         head = np.logaddexp.reduce(_gaussian(flat, keypoints, sigma2), axis=0)
         body = np.logaddexp.reduce(_gaussian(flat, still, sigma2), axis=0)
         share = (
@@ -215,6 +218,7 @@ class Lifted:
             depth_range=depth_range,
             points=torch.from_numpy(points),
             rest=torch.from_numpy(rest.astype(np.float32)),
+            rise=torch.from_numpy(_rise(nodes[0, :, 0], config.volume[1])),
             window=torch.from_numpy(window),
         )
 
@@ -344,8 +348,7 @@ class Lifted:
             linear=linear[None],
             backend=self.backend,
         )[0]  # [D, h, w, 3]
-        field = field * unit + offset
-        return _surface_flow(field, source, self.config)
+        return _surface_flow((field * unit + offset).numpy(), source, self.config)
 
     def _frame(self, source: Source, motion: Motion, index: int, flows: list[Array | None]) -> Image:
         values = motion.expression[index].cpu().float().numpy()
@@ -363,7 +366,11 @@ class Lifted:
             layer = cv2.remap(layer, flow, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
             moved = flow.reshape(-1, 2)[edge] - _pixels(len(flow)).reshape(-1, 2)[edge]
             share *= np.exp(-0.5 * (moved**2).sum(1))
-        out = _over(layer, plate)
+        out = plate.copy()
+        x, y, w, h = cv2.boundingRect(np.ascontiguousarray(layer[..., 3]))
+        part = slice(y, y + h), slice(x, x + w)
+        if w > 0:
+            out[part] = _over(layer[part], plate[part])
         flat = out.reshape(-1, 3)
         flat[edge] = np.clip(np.rint(flat[edge] + share[:, None] * source.residual.numpy()), 0, 255).astype(np.uint8)
         return out
@@ -419,9 +426,8 @@ def _resize(image: NDArray[np.generic], size: int) -> NDArray[np.generic]:
 
 
 def _upsample(field: Array, size: int) -> Array:
-    """``[h, h]`` to ``[S, S]``, corners on corners."""
-    tensor = torch.from_numpy(np.ascontiguousarray(field))[None, None]
-    return torch.nn.functional.interpolate(tensor, (size, size), mode="bilinear", align_corners=True)[0, 0].numpy()
+    """``[h, h]`` at the centres of cells to ``[S, S]``."""
+    return np.asarray(cv2.resize(field, (size, size), interpolation=cv2.INTER_LINEAR), dtype=np.float32)
 
 
 def _crop_box(points: Array, side: float, shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -498,7 +504,7 @@ def _still_keypoints(landmarks: Array, frame: expr.FaceFrame, back: float) -> Ar
 
 def _sample(field: Array, point: Array) -> float:
     size = field.shape[0]
-    x, y = ((point + 1) / 2 * (size - 1)).round().astype(int).clip(0, size - 1)
+    x, y = ((point + 1) / 2 * size - 0.5).round().astype(int).clip(0, size - 1)
     return float(field[y, x])
 
 
@@ -508,6 +514,12 @@ def _volume_points(volume: tuple[int, int], depth_range: tuple[float, float]) ->
     flat = grid(side).reshape(1, -1, 2).repeat(depth, 0)
     z = (np.linspace(-1, 1, depth, dtype=np.float32) * half + centre)[:, None, None]
     return np.concatenate([flat, np.broadcast_to(z, (depth, side * side, 1))], -1).reshape(-1, 3).astype(np.float32)
+
+
+def _rise(nodes: Array, side: int) -> Array:
+    """``[h, side]``: linear interpolation from a grid of `side` nodes over [-1, 1] to the given nodes."""
+    axis = np.linspace(-1, 1, side)
+    return np.stack([np.interp(nodes, axis, row) for row in np.eye(side)], 1).astype(np.float32)
 
 
 def _gaussian(points: Array, keypoints: Array, sigma2: float) -> Array:
@@ -560,7 +572,7 @@ def _layers(
     return np.rint(layer * 255).astype(np.uint8), np.rint(plate * 255).astype(np.uint8)
 
 
-def _surface_flow(field: Tensor, source: Source, config: LiftedConfig) -> Array:
+def _surface_flow(field: Array, source: Source, config: LiftedConfig) -> Array:
     """From the motion field over the volume to the flow of what is seen.
 
     Along each pixel's ray, front to back, the field says which source point (x, y, z) is there; the first one at or behind the
@@ -572,44 +584,50 @@ def _surface_flow(field: Tensor, source: Source, config: LiftedConfig) -> Array:
     Returns:
         ``[S, S, 2]`` pixels of the crop.
     """
-    cells, size = config.surface, config.size
-    rays = torch.nn.functional.interpolate(
-        field.permute(0, 3, 1, 2), (cells, cells), mode="bilinear", align_corners=True
-    )  # [D, 3, s, s]
-    height = source.height[None, None]
+    cells, size, steps = config.surface, config.size, config.steps
+    height, rise = source.height.numpy(), source.rise.numpy()
+    rays = rise @ field.transpose(0, 3, 1, 2) @ rise.T  # [D, 3, s, s]
+    # In cells of the height field, which is how it is read; z stays as it is.
+    scale = (size - 1) / 2 * cells / size
+    rays[:, :2] = rays[:, :2] * scale + (cells - 1) / 2
+    # Along a ray the field is nearly linear, so a few depths hold it, and finer steps are read between them.
+    place = np.linspace(0, len(rays) - 1, steps, dtype=np.float32)
+    before = np.minimum(place.astype(np.int64), len(rays) - 2)
+    share = (place - before)[:, None, None]
+    at = np.empty((steps, cells, cells, 2), dtype=np.float32)
+    gap = np.empty((steps, cells, cells), dtype=np.float32)
+    for axis, out in ((0, at[..., 0]), (1, at[..., 1]), (2, gap)):
+        near, far = rays[before, axis], rays[before + 1, axis]
+        np.add(near, share * (far - near), out=out)
 
-    def behind(points: Tensor) -> Tensor:  # [n, 3, s, s] -> [n, s, s]
-        at = points[:, :2].permute(0, 2, 3, 1)
-        surface = torch.nn.functional.grid_sample(
-            height.expand(len(points), -1, -1, -1), at, mode="bilinear", padding_mode="border", align_corners=True
+    def surface(points: Array) -> Array:  # [..., s, s, 2] -> [..., s, s]
+        flat = points.reshape(-1, cells, 2)
+        return cv2.remap(height, flat, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).reshape(
+            points.shape[:-1]
         )
-        return points[:, 2] - surface[:, 0]
 
-    gap = behind(rays)  # [D, s, s]
+    gap -= surface(at)  # negative before the surface
     hit = gap >= 0
-    hit[-1] = True
-    hit[0] = False
-    last = hit.float().argmax(0)  # the first depth at or behind the surface
-    index = last[None, None].expand(1, 3, -1, -1)
-    far, near = rays.gather(0, index)[0], rays.gather(0, index - 1)[0]  # [3, s, s]
-    gap_far, gap_near = gap.gather(0, last[None])[0], gap.gather(0, last[None] - 1)[0]
-    low, high = torch.zeros_like(gap_far), torch.ones_like(gap_far)
+    hit[-1], hit[0] = True, False
+    last = hit.argmax(0)[None]  # [1, s, s], the first step at or behind the surface
+    far, near = np.take_along_axis(at, last[..., None], 0)[0], np.take_along_axis(at, last[..., None] - 1, 0)[0]
+    gap_far, gap_near = np.take_along_axis(gap, last, 0)[0], np.take_along_axis(gap, last - 1, 0)[0]
+    low, high = np.zeros_like(gap_far), np.ones_like(gap_far)
+    # z along the ray at both ends, to know the gap at a point between them.
+    z_near, z_far = gap_near + surface(near), gap_far + surface(far)
     for step in range(3):
-        t = low + (high - low) * (gap_near / (gap_near - gap_far).clamp(max=-1e-6)).clamp(0, 1)
-        point = near + (far - near) * t
+        t = low + (high - low) * np.clip(gap_near / np.minimum(gap_near - gap_far, -1e-6), 0, 1)
+        point = near + (far - near) * t[..., None]
         if step == 2:
             break
-        value = behind(point[None])[0]
+        value = z_near + (z_far - z_near) * t - surface(point)
         front = value < 0
-        low, gap_near = torch.where(front, t, low), torch.where(front, value, gap_near)
-        high, gap_far = torch.where(front, high, t), torch.where(front, gap_far, value)
-    here = torch.linspace(-1, 1, cells)
-    rest = torch.stack([here[None, :].expand(cells, cells), here[:, None].expand(cells, cells)])
-    shift = (point[:2] - rest) * source.window
-    shift = torch.nn.functional.interpolate(shift[None], (size, size), mode="bilinear", align_corners=True)[0]
-    flow = shift.permute(1, 2, 0).mul((size - 1) / 2).contiguous().numpy()
+        low, gap_near = np.where(front, t, low), np.where(front, value, gap_near)
+        high, gap_far = np.where(front, high, t), np.where(front, gap_far, value)
+    shift = (point - _pixels(cells)) * (source.window.numpy()[..., None] * np.float32(size / cells))
+    flow = cv2.resize(shift.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR)
     flow += _pixels(size)
-    return flow
+    return np.asarray(flow, dtype=np.float32)
 
 
 _GRIDS: dict[int, Array] = {}
@@ -623,6 +641,6 @@ def _pixels(size: int) -> Array:
 
 def _over(layer: Image, plate: Image) -> Image:
     """``layer + (1 - alpha) plate``, rounded, uint8."""
-    alpha = layer[..., 3:]
-    through = cv2.multiply(plate, cv2.merge([255 - alpha] * 3), scale=1 / 255)
-    return np.asarray(cv2.add(np.ascontiguousarray(layer[..., :3]), through))
+    through = cv2.bitwise_not(cv2.extractChannel(layer, 3))
+    behind = cv2.multiply(plate, cv2.merge([through] * 3), scale=1 / 255)
+    return np.asarray(cv2.add(cv2.cvtColor(layer, cv2.COLOR_RGBA2RGB), behind))
