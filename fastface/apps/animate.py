@@ -30,8 +30,8 @@ examples:
   fastface animate me.jpg --driving clip.mp4 --side-by-side --contact-sheet sheet.png
   fastface animate                                     the astronaut that scikit-image ships, talking
 
-A driving video moves the photo relative to its first frame, so let it begin with a calm face looking as the photo looks.
-Every file says in its metadata that it is synthetic. Needs: pip install 'fastface-kernels[face,video]'
+A driving video moves the photo relative to its first frame, so let it begin with a calm face looking as the photo
+looks. Every file says in its metadata that it is synthetic. Needs: pip install 'fastface-kernels[face,video]'
 """
 
 
@@ -94,9 +94,9 @@ class _Clock:
 
     stages: dict[str, list[float]] = field(default_factory=dict)
 
-    def time(self, name: str, call: Callable[[], Any]) -> Any:
+    def time(self, name: str, call: Callable[..., Any], *arguments: Any) -> Any:
         start = time.perf_counter()
-        result = call()
+        result = call(*arguments)
         self.stages.setdefault(name, []).append((time.perf_counter() - start) * 1e3)
         return result
 
@@ -181,9 +181,8 @@ def _run(args: argparse.Namespace) -> int:
         detected = time.perf_counter()
         source = model.prepare(photo, face=faces[wanted - 1])
         prepared = time.perf_counter()
-        say(
-            f"prepared in {(prepared - detected) * 1e3:.0f} ms (detector {(detected - loaded) * 1e3:.0f} ms, its start included)"
-        )
+        detector_ms, prepare_ms = (detected - loaded) * 1e3, (prepared - detected) * 1e3
+        say(f"prepared in {prepare_ms:.0f} ms, after {detector_ms:.0f} ms for the detector, its start included")
 
         fps = args.fps or (reader.fps if reader else 25.0)
         clock = _Clock()
@@ -207,21 +206,26 @@ def _run(args: argparse.Namespace) -> int:
         audio = args.driving if reader is not None and reader.has_audio else None
         writer = media.VideoWriter(output, fps=fps, audio=audio, audio_start=reader.start if reader else 0.0)
         looping = time.perf_counter()
-        with writer, tqdm(total=total or None, unit="frame", desc="animating", disable=not sys.stderr.isatty(), leave=False) as bar:
+        with (
+            writer,
+            tqdm(
+                total=total or None, unit="frame", desc="animating", disable=not sys.stderr.isatty(), leave=False
+            ) as bar,
+        ):
             for image, seconds in ticks:
                 if driver is not None and image is not None:
-                    motion = clock.time("track", lambda i=image, s=seconds, d=driver: d(i, s))
+                    motion = clock.time("track", driver, image, seconds)
                 else:
-                    motion = clock.time("motion", lambda s=seconds: PRESETS[name](s))
+                    motion = clock.time("motion", PRESETS[name], seconds)
                 motion = motion.scaled(pose=args.pose_strength, expression=args.expression_strength)
-                frame = clock.time("render", lambda m=motion: model.render_uint8(source, m)[0].numpy())
+                frame = clock.time("render", model.render_uint8, source, motion)[0].numpy()
                 if paste is not None:
-                    frame = clock.time("paste", lambda f=frame: paste(f))
+                    frame = clock.time("paste", paste, frame)
                 if args.side_by_side:
                     left = image if image is not None else (source.photo if args.full else source.portrait).numpy()
                     frame = _beside(left, frame)
                 sampler.add(frame)
-                clock.time("write", lambda f=frame, s=seconds: writer.write(f, s))
+                clock.time("write", writer.write, frame, seconds)
                 bar.update()
             if driver is not None and driver.missed == driver.frames:
                 raise _Stop(f"no face found in any of the {driver.frames} frames of {args.driving}, expected one")
@@ -243,8 +247,8 @@ def _run(args: argparse.Namespace) -> int:
         "fps_render": round(1e3 / max(medians["render"], 1e-6), 1),
         "fps_all": round(writer.frames / max(looped, 1e-9), 1),
         "milliseconds": {stage: round(value, 2) for stage, value in medians.items()},
-        "prepare_ms": round((prepared - detected) * 1e3, 1),
-        "detect_ms": round((detected - loaded) * 1e3, 1),
+        "prepare_ms": round(prepare_ms, 1),
+        "detect_ms": round(detector_ms, 1),
         "total_seconds": round(time.perf_counter() - started, 2),
         "missed_frames": driver.missed if driver else 0,
         "notes": notes,

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,11 +28,13 @@ def read_image(path: str | Path, *, max_side: int | None = 4096, min_side: int =
     """Read a photo: EXIF rotation applied, grey repeated, 16 bits reduced to 8, transparency laid over white.
 
     Args:
-        max_side: a longer image is reduced while it is read, so that 100 megapixels fit into little memory; None keeps all.
+        max_side: a longer image is reduced while it is read, so that 100 megapixels fit into little memory; None
+            keeps all.
         min_side: the shorter side must have as many pixels.
 
     Raises:
-        ValueError: no such file, a directory, not an image, too small or over 178 million pixels; one line that says which.
+        ValueError: no such file, a directory, not an image, too small or over 178 million pixels; one line that says
+            which.
     """
     from PIL import Image as Pillow
     from PIL import ImageOps
@@ -82,7 +85,7 @@ def read_image(path: str | Path, *, max_side: int | None = 4096, min_side: int =
         raise ValueError(f"cannot read an image from {path}: {_first_line(error)}") from error
 
 
-def _eight_bits(image):  # type: ignore[no-untyped-def]  # Pillow images in and out; Pillow is imported late
+def _eight_bits(image: Any) -> Any:
     from PIL import Image as Pillow
 
     values = np.asarray(image)

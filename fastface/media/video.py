@@ -33,8 +33,8 @@ def _av() -> Any:
 class VideoReader:
     """The frames of a video file: iterate over ``(frame [H, W, 3] uint8 RGB, seconds from the first frame)``.
 
-    Phone rotation and non-square pixels are applied. Times are the file's own, so a variable frame rate stays what it is. A file that
-    breaks off gives the frames before the break and sets `broken`.
+    Phone rotation and non-square pixels are applied. Times are the file's own, so a variable frame rate stays what it
+    is. A file that breaks off gives the frames before the break and sets `broken`.
 
     Raises:
         ValueError: a directory, no such file, not a video, or a video without a frame; one line that says which.
@@ -130,7 +130,8 @@ def check_output(path: str | Path) -> str:
     """What a path will be written as: "container", "gif" or "folder".
 
     Raises:
-        ValueError: an extension that cannot be written, a folder where a file is wanted, or a folder that holds other things.
+        ValueError: an extension that cannot be written, a folder where a file is wanted, or a folder that holds other
+            things.
     """
     path = Path(path)
     if path.parent.exists() and not path.parent.is_dir():

@@ -42,7 +42,9 @@ def centred_grid(size: int, pixels: int) -> Array:
 
 
 def thin_plate(points: Array, values: Array, queries: Array, smoothing: float = 0.0) -> Array:
-    """Interpolate `values` ``[N]`` at `points` ``[N, 2]`` by the thin plate ``r² log r`` plus a plane, at `queries` ``[M, 2]``."""
+    """Interpolate `values` ``[N]`` at `points` ``[N, 2]`` by the thin plate ``r² log r`` plus a plane, at `queries`
+    ``[M, 2]``.
+    """
     count = len(points)
 
     def kernel(a: Array, b: Array) -> Array:
@@ -62,8 +64,9 @@ def thin_plate(points: Array, values: Array, queries: Array, smoothing: float = 
 def height_field(landmarks: Array, outline: Array, face_width: float, nodes: Array) -> Array:
     """Depth of the visible surface over the crop, ``[size, size]``, in normalised units, smaller is nearer.
 
-    Inside the face it follows the landmark mesh; the outline of the head (hair, ears) lies 0.36 face widths behind the mean
-    landmark, the neck 0.28 behind the chin; a thin plate joins them. Rays always meet it, the matte says what is there.
+    Inside the face it follows the landmark mesh; the outline of the head (hair, ears) lies 0.36 face widths behind
+    the mean landmark, the neck 0.28 behind the chin; a thin plate joins them. Rays always meet it, the matte says
+    what is there.
 
     Args:
         landmarks: ``[N, 3]`` normalised.
@@ -74,7 +77,8 @@ def height_field(landmarks: Array, outline: Array, face_width: float, nodes: Arr
     mesh = landmarks[:468]
     middle = float(mesh[:, 2].mean())
     back = middle + 0.36 * face_width
-    # The detector's cheeks fall off to the ears more steeply than one photo can be unfolded: flatten what lies far back.
+    # The detector's cheeks fall off to the ears more steeply than one photo can be unfolded: flatten what lies far
+    # back.
     depths = _flatten(_GAIN * (mesh[:, 2] - middle) / face_width) * face_width + middle
     chin = mesh[topo.CHIN]
     chosen = farthest_points(mesh[:, :2], 170, topo.FACE_OVAL + (1, 4, 195, 168, 13, 14, 17))

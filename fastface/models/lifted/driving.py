@@ -20,7 +20,9 @@ _IRIS = 0.042  # radius of an iris in face widths: 5.9 mm of 140 mm
 
 
 def similarity(source: Array, target: Array) -> tuple[float, Array, Array]:
-    """The scale s, rotation R and shift t of least squares for ``target ≈ s R source + t`` over points ``[N, 3]`` (Umeyama 1991)."""
+    """The scale s, rotation R and shift t of least squares for ``target ≈ s R source + t`` over points ``[N, 3]``
+    (Umeyama 1991).
+    """
     source_mean, target_mean = source.mean(0), target.mean(0)
     a, b = source - source_mean, target - target_mean
     u, values, vt = np.linalg.svd(b.T @ a)
@@ -31,7 +33,9 @@ def similarity(source: Array, target: Array) -> tuple[float, Array, Array]:
 
 
 def head_rotation(neutral: Array, current: Array) -> Array:
-    """Yaw, pitch and roll in degrees that carry one set of landmarks ``[N, 3]`` to another, fitted where the face is stiff."""
+    """Yaw, pitch and roll in degrees that carry one set of landmarks ``[N, 3]`` to another, fitted where the face
+    is stiff.
+    """
     stable = list(topo.STABLE)
     return rotation_angles(torch.from_numpy(similarity(neutral[stable], current[stable])[1])).numpy()
 
@@ -93,8 +97,9 @@ def _gain(cutoff: Array | np.float32, step: float) -> Array:
 class DrivingMotion:
     """Frames of a driving face to motions for any portrait; the first frame with a face is taken as neutral.
 
-    Pose: a similarity between the neutral and the current landmarks on the stiff parts of the face. Expression: what is left, in
-    face widths along the face's own axes, so that it carries over to another face of another size; lids and irises as controls.
+    Pose: a similarity between the neutral and the current landmarks on the stiff parts of the face. Expression: what
+    is left, in face widths along the face's own axes, so that it carries over to another face of another
+    size; lids and irises as controls.
 
     Args:
         landmarks: the detector; MediaPipe's, tracking, when None.

@@ -1,8 +1,8 @@
 """Expressions: controls to landmark offsets, and the face redrawn by them in the portrait's own view.
 
-Lips and lids are cuts. The face is two sheets, the upper one down to the upper edge of the lower lip (teeth included) and the lower
-one from there; each has its own keypoints and its own flow (two depths of one motion field). Where neither sheet reaches, the
-inside of the mouth shows. An upper lid is skin drawn down over an eyeball that stays.
+Lips and lids are cuts. The face is two sheets, the upper one down to the upper edge of the lower lip (teeth included)
+and the lower one from there; each has its own keypoints and its own flow (two depths of one motion field). Where
+neither sheet reaches, the inside of the mouth shows. An upper lid is skin drawn down over an eyeball that stays.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ _OFF = -1.0e4  # logit of a keypoint that is not on a sheet
 
 @dataclass(frozen=True)
 class FaceFrame:
-    """The face's own axes: `local = (p - origin) @ axes.T / width`, x to the person's left, y down the face, z into the head."""
+    """The face's own axes: `local = (p - origin) @ axes.T / width`, x to the person's left, y down the face, z into
+    the head.
+    """
 
     origin: Array  # [3]
     axes: Array  # [3, 3], rows
@@ -58,7 +60,9 @@ class FaceFrame:
 
 
 def offset_basis(landmarks: Array, frame: FaceFrame) -> Array:
-    """What each control does to each landmark: ``[E, 468, 3]`` in face widths along the face's axes. Lids and gaze are not here."""
+    """What each control does to each landmark: ``[E, 468, 3]`` in face widths along the face's axes. Lids and gaze
+    are not here.
+    """
     local = frame.to_local(landmarks[:468])
     u, v = local[:, 0], local[:, 1]
     basis = np.zeros((len(EXPRESSIONS), 468, 3), dtype=np.float32)
@@ -68,8 +72,8 @@ def offset_basis(landmarks: Array, frame: FaceFrame) -> Array:
     chin = float(local[topo.CHIN, 1])
     below = _below_mouth(local)
 
-    # The jaw turns about a hinge at the ears: a point swings down as far as it lies in front of it. The lower lip goes with it,
-    # least at the corners of the mouth; the cheeks stretch between.
+    # The jaw turns about a hinge at the ears: a point swings down as far as it lies in front of it. The lower lip
+    # goes with it, least at the corners of the mouth; the cheeks stretch between.
     hinge = np.clip((0.36 - local[:, 2]) / (0.36 - local[topo.CHIN, 2]), 0, 1)
     fall = hinge * smoothstep((v - middle[1]) / (chin - middle[1]), -0.6, 0.75)
     lip = np.clip(1 - np.abs(across) ** 3, 0, 1)
@@ -145,8 +149,9 @@ class Expression:
     points: Tensor  # [3, 2 * h * w]: x, y, 1 of both sheets
     sigma2: Tensor  # [K]
     window: Array  # [S, S] of the box, 0 at its border
-    # [S, S, 4] of the box: pixels above (positive) or below the cut between the sheets; over how many pixels the sheets give
-    # way, wide beyond the corners of the mouth; 1 between the corners; the place between the corners, -1 to 1.
+    # [S, S, 4] of the box: pixels above (positive) or below the cut between the sheets; over how many pixels the
+    # sheets give way, wide beyond the corners of the mouth; 1 between the corners; the place between the corners, -1
+    # to 1.
     mouth: Array
     cut: Array  # [S, S, 2], the first two of these
     mouth_part: tuple[slice, slice]  # rows and columns of the box in which a mouth may open
@@ -182,7 +187,8 @@ def prepare(image: Image, landmarks: Array, frame: FaceFrame, pixels: Array, cel
         places.append(centre + (pixels[list(_SHELL)] - centre) * np.float32(reach))
         rows.append(identity[list(_SHELL)] * np.float32(share))
     keypoints = np.concatenate(places).astype(np.float32)
-    # The op's grid includes its ends: let -1 and 1 be the centres of the first and last cell, so that `cv2.resize` enlarges it.
+    # The op's grid includes its ends: let -1 and 1 be the centres of the first and last cell, so that `cv2.resize`
+    # enlarges it.
     per_unit = (cells - 1) / 2 * side / cells  # pixels
     keypoints = (keypoints - np.array([x0, y0, 0], dtype=np.float32) - (side - 1) / 2) / np.float32(per_unit)
     keypoints[:, 2] = 0
@@ -341,10 +347,11 @@ def _lid_skin(image: Image, level: Array, top: Array, bottom: Array, crease: Arr
 
 
 def _lids(eye: Eye, closing: float) -> tuple[Array, Array, Array]:
-    """For each pixel of an eye's rectangle: how far to look up for the skin, the share of eyeball, the share of smooth lid.
+    """For each pixel of an eye's rectangle: how far to look up for the skin, the share of eyeball, the share of
+    smooth lid.
 
-    Between crease and lash line the skin stretches; the lash line is carried along as it is. Stretched skin would smear the shadows
-    of the open lid, so a closing lid turns into smooth skin.
+    Between crease and lash line the skin stretches; the lash line is carried along as it is. Stretched skin would
+    smear the shadows of the open lid, so a closing lid turns into smooth skin.
     """
     opening = np.maximum(eye.lower - eye.upper, 0)
     edge = eye.upper + closing * 0.97 * opening

@@ -99,10 +99,11 @@ def grab_cut(image: Image, labels: NDArray[np.uint8], iterations: int) -> NDArra
 
 
 def refine(image: Array, mask: Array, band: float) -> Array:
-    """A soft matte from a coarse one: within the band, alpha by projection onto the line from background to foreground colour.
+    """A soft matte from a coarse one: within the band, alpha by projection onto the line from background to
+    foreground colour.
 
-    ``alpha = (I - B)·(F - B) / |F - B|²`` where F and B are the colours spread from the sure sides; where they are too alike to
-    tell, or where the pixel lies off that line, the coarse mask stays.
+    ``alpha = (I - B)·(F - B) / |F - B|²`` where F and B are the colours spread from the sure sides; where they are
+    too alike to tell, or where the pixel lies off that line, the coarse mask stays.
 
     Args:
         image: ``[H, W, 3]`` in [0, 1].
@@ -148,7 +149,8 @@ def mirror_fill(image: Array, hole: NDArray[np.bool_], depth: float) -> Array:
     there = 2 * nearest - here
     mirrored = cv2.remap(image, there, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
     valid = cv2.remap(known, there, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
-    # Through something thin, such as a collar, the mirror shows what is beyond: take only what looks like the border itself.
+    # Through something thin, such as a collar, the mirror shows what is beyond: take only what looks like the border
+    # itself.
     border = cv2.remap(smooth, nearest, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
     alike = np.exp(-((cv2.GaussianBlur(mirrored, (0, 0), 2.0) - border) ** 2).sum(-1) / 0.02)
     weight = (valid > 0.99) * np.clip(1 - distance / depth, 0, 1) * alike

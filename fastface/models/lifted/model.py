@@ -1,14 +1,15 @@
 """The model `lifted`: one photo, lifted to layers over depth, moved by keypoints. No trained weights of its own.
 
-`prepare` finds the face, cuts the head out, gives it depth and chooses keypoints. `render` turns the head by a motion field over a
-volume (`fastface.ops.motion_field`), finds for every pixel the first depth at which the turned surface is met, and composites the
-head over the picture that was behind it. See docs/lifted.md.
+`prepare` finds the face, cuts the head out, gives it depth and chooses keypoints. `render` turns the head by a motion
+field over a volume (`fastface.ops.motion_field`), finds for every pixel the first depth at which the turned surface
+is met, and composites the head over the picture that was behind it. See docs/lifted.md.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -77,7 +78,9 @@ class LiftedConfig:
 
 @dataclass(frozen=True)
 class Source:
-    """A prepared portrait. Coordinates are normalised to the crop: (x, y) in [-1, 1] at the centres of the border pixels."""
+    """A prepared portrait. Coordinates are normalised to the crop: (x, y) in [-1, 1] at the centres of the border
+    pixels.
+    """
 
     photo: Tensor  # [H, W, 3] uint8, the whole photo
     box: tuple[int, int, int]  # x0, y0, side of the crop in the photo
@@ -144,7 +147,8 @@ class Lifted:
             face: which face; the largest one found when None.
 
         Raises:
-            ValueError: a portrait of another shape or type, smaller than 32 pixels, without a face, or with a face under 24 pixels.
+            ValueError: a portrait of another shape or type, smaller than 32 pixels, without a face, or with a face
+                under 24 pixels.
         """
         photo = as_image(portrait)
         if face is None:
@@ -293,7 +297,7 @@ class Lifted:
         soft = guided(soft, grey, max(2, round(0.03 * width)), 2e-4)
         soft = smoothstep(soft, 0.25, 0.75)
         alpha = refine(image.astype(np.float32) / 255, person, 0.045 * width)
-        return np.minimum(alpha, soft) * (window > 0)
+        return np.asarray(np.minimum(alpha, soft) * (window > 0), dtype=np.float32)
 
     # Rendering
 
@@ -359,15 +363,15 @@ class Lifted:
             layer = expr.redraw(still, source.expression, source.frame, values, offsets, self.backend)
         flow = flows[index]
         edge = source.edge.numpy()
-        # Layer and plate are estimates near the border of the head. What they miss is added back where nothing moved, and fades
-        # within a few pixels of motion: at rest the frame is the portrait.
+        # Layer and plate are estimates near the border of the head. What they miss is added back where nothing moved,
+        # and fades within a few pixels of motion: at rest the frame is the portrait.
         share = (layer.reshape(-1, 4)[edge] == still.reshape(-1, 4)[edge]).all(1).astype(np.float32)
         if flow is not None:
-            layer = cv2.remap(layer, flow, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+            layer = _warp(layer, flow)
             moved = flow.reshape(-1, 2)[edge] - _pixels(len(flow)).reshape(-1, 2)[edge]
             share *= np.exp(-0.5 * (moved**2).sum(1))
         out = plate.copy()
-        x, y, w, h = cv2.boundingRect(np.ascontiguousarray(layer[..., 3]))
+        x, y, w, h = cv2.boundingRect(cv2.extractChannel(layer, 3))
         part = slice(y, y + h), slice(x, x + w)
         if w > 0:
             out[part] = _over(layer[part], plate[part])
@@ -420,7 +424,7 @@ def _long_hair(image: Image, beside: NDArray[np.bool_], u: Array, v: Array, ear:
     return found
 
 
-def _resize(image: NDArray[np.generic], size: int) -> NDArray[np.generic]:
+def _resize(image: NDArray[Any], size: int) -> NDArray[Any]:
     how = cv2.INTER_AREA if image.shape[0] > size else cv2.INTER_CUBIC
     return np.asarray(cv2.resize(image, (size, size), interpolation=how))
 
@@ -431,7 +435,9 @@ def _upsample(field: Array, size: int) -> Array:
 
 
 def _crop_box(points: Array, side: float, shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """A square of the photo about the head: x0, y0, side. It stays inside the photo and shrinks where the photo is smaller."""
+    """A square of the photo about the head: x0, y0, side. It stays inside the photo and shrinks where the photo is
+    smaller.
+    """
     height, width = shape[:2]
     length = int(min(round(side), height, width))
     low, high = points[:468, :2].min(0), points[:468, :2].max(0)
@@ -553,7 +559,8 @@ def _layers(
 ) -> tuple[Image, Image]:
     """The head layer ``[S, S, 4]`` (premultiplied) and the plate ``[S, S, 3]``.
 
-    Where nothing can move the plate is the portrait and the layer adds nothing; where the matte is 1 the layer is the portrait.
+    Where nothing can move the plate is the portrait and the layer adds nothing; where the matte is 1 the layer is the
+    portrait.
     """
     colour = image.astype(np.float32) / 255
     hole = dilate((matte > 0.02).astype(np.uint8), 0.045 * width) > 0
@@ -575,8 +582,9 @@ def _layers(
 def _surface_flow(field: Array, source: Source, config: LiftedConfig) -> Array:
     """From the motion field over the volume to the flow of what is seen.
 
-    Along each pixel's ray, front to back, the field says which source point (x, y, z) is there; the first one at or behind the
-    portrait's surface, ``z >= height(x, y)``, is what the pixel shows. Linear between depths, then two secant steps.
+    Along each pixel's ray, front to back, the field says which source point (x, y, z) is there; the first one at or
+    behind the portrait's surface, ``z >= height(x, y)``, is what the pixel shows. Linear between depths, then two
+    secant steps.
 
     Args:
         field: ``[D, h, w, 3]`` source points, normalised.
@@ -637,6 +645,21 @@ def _pixels(size: int) -> Array:
     if size not in _GRIDS:
         _GRIDS[size] = np.stack(np.meshgrid(np.arange(size), np.arange(size)), -1).astype(np.float32)
     return _GRIDS[size]
+
+
+def _warp(layer: Image, flow: Array) -> Image:
+    """The layer sampled at `flow`, bicubic, where any of it lands; transparent elsewhere."""
+    step, margin = 4, 12
+    # Single hairs may slip between the samples, not further than the margin.
+    alpha = cv2.dilate(cv2.extractChannel(layer, 3), np.ones((step + 1, step + 1), dtype=np.uint8))
+    landed = cv2.remap(
+        alpha, np.ascontiguousarray(flow[::step, ::step]), None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE
+    )
+    x, y, w, h = (step * value for value in cv2.boundingRect(landed))
+    part = slice(max(0, y - margin), y + h + margin), slice(max(0, x - margin), x + w + margin)
+    out = np.zeros_like(layer)
+    out[part] = cv2.remap(layer, flow[part], None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    return out
 
 
 def _over(layer: Image, plate: Image) -> Image:

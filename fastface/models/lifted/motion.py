@@ -1,4 +1,6 @@
-"""What moves a lifted photo: head pose, expression controls, offsets of single landmarks; and motions made from time."""
+"""What moves a lifted photo: head pose, expression controls, offsets of single landmarks; and motions made from
+time.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +29,14 @@ class Motion:
     """A batch of motions relative to the portrait.
 
     Attributes:
-        rotation: ``[B, 3]`` yaw, pitch, roll in degrees, seen in the image: yaw > 0 turns the face to the image's right, pitch > 0
-            raises the chin, roll > 0 tilts the head clockwise. ``R = R_roll R_pitch R_yaw`` about a point inside the neck.
+        rotation: ``[B, 3]`` yaw, pitch, roll in degrees, seen in the image: yaw > 0 turns the face to the image's
+            right, pitch > 0 raises the chin, roll > 0 tilts the head clockwise. ``R = R_roll R_pitch R_yaw`` about a
+            point inside the neck.
         translation: ``[B, 3]`` in face widths, x right, y down, z away.
         scale: ``[B]``, 1 keeps the size.
         expression: ``[B, E]``, one value per name in `EXPRESSIONS`.
-        offsets: None or ``[B, 468, 3]`` in face widths along the face's own axes (its x, y, z), added to what `expression` does.
+        offsets: None or ``[B, 468, 3]`` in face widths along the face's own axes (its x, y, z), added to what
+            `expression` does.
     """
 
     rotation: Tensor
@@ -124,7 +128,9 @@ class Motion:
 
 
 def rotation_matrix(degrees: Tensor) -> Tensor:
-    """``[B, 3]`` yaw, pitch, roll in degrees to ``[B, 3, 3]``, acting on (x right, y down, z away); see `Motion.rotation`."""
+    """``[B, 3]`` yaw, pitch, roll in degrees to ``[B, 3, 3]``, acting on (x right, y down, z away); see
+    `Motion.rotation`.
+    """
     yaw, pitch, roll = torch.deg2rad(degrees.float()).unbind(-1)
     one, zero = torch.ones_like(yaw), torch.zeros_like(yaw)
 
@@ -141,7 +147,8 @@ def rotation_matrix(degrees: Tensor) -> Tensor:
 
 def rotation_angles(matrix: Tensor) -> Tensor:
     """The inverse of `rotation_matrix`: ``[..., 3, 3]`` to yaw, pitch, roll ``[..., 3]`` in degrees, |pitch| < 90."""
-    # M = Rz Rx Ry: the last row is (cos p sin y, -sin p, cos p cos y), the middle column (-sin r cos p, cos r cos p, -sin p).
+    # M = Rz Rx Ry: the last row is (cos p sin y, -sin p, cos p cos y), the middle column (-sin r cos p, cos r cos p,
+    # -sin p).
     yaw = torch.atan2(matrix[..., 2, 0], matrix[..., 2, 2])
     pitch = torch.asin((-matrix[..., 2, 1]).clamp(-1, 1))
     roll = torch.atan2(-matrix[..., 0, 1], matrix[..., 1, 1])

@@ -29,10 +29,11 @@ EAR_RIGHT, EAR_LEFT = 234, 454
 EYE_OUTER_RIGHT, EYE_OUTER_LEFT = 33, 263
 IRIS_RIGHT, IRIS_LEFT = (468, 469, 470, 471, 472), (473, 474, 475, 476, 477)  # the centre, then four on the rim
 
-# Points that an expression hardly moves: forehead, temples, nose bridge and tip, eye corners. A head pose is fitted on them.
+# Points that an expression hardly moves: forehead, temples, nose bridge and tip, eye corners. A head pose is fitted
+# on them.
 STABLE = (
-    10, 67, 103, 109, 151, 297, 332, 338, 9, 8, 168, 6, 197, 195, 5, 4, 1, 21, 251, 54, 284, 162, 389, 127, 356, 234, 454,
-    33, 133, 362, 263, 143, 372, 34, 264, 122, 351, 188, 412,
+    10, 67, 103, 109, 151, 297, 332, 338, 9, 8, 168, 6, 197, 195, 5, 4, 1, 21, 251, 54, 284, 162, 389, 127, 356, 234,
+    454, 33, 133, 362, 263, 143, 372, 34, 264, 122, 351, 188, 412,
 )  # fmt: skip
 # What an expression keypoint must stand on whatever the portrait; the rest of the face is filled evenly.
 EXPRESSION_CORE = tuple(
