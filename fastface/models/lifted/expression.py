@@ -227,9 +227,9 @@ def prepare(image: Image, landmarks: Array, frame: FaceFrame, pixels: Array, cel
     upper_gap = pixels[list(topo.LIPS_INNER_LOWER[3:8]), 1] - pixels[list(topo.LIPS_INNER_UPPER[3:8]), 1]
     open_already = float(upper_gap.mean()) > 0.03 * width
     mouth = np.dstack([cut, cut_width, smoothstep(1.02 - np.abs(across), 0.0, 0.06), across]).astype(np.float32)
-    lips = pixels[list(topo.LIPS_INNER_LOWER), :2] - (x0, y0)
-    low = np.maximum(lips.min(0) - (0.12 * width, 0.12 * width), 0).astype(int)
-    high = np.minimum(lips.max(0) + (0.12 * width, 0.45 * width), side).astype(int)
+    line = pixels[list(topo.LIPS_INNER_LOWER), :2] - (x0, y0)
+    low = np.maximum(line.min(0) - (0.12 * width, 0.12 * width), 0).astype(int)
+    high = np.minimum(line.max(0) + (0.12 * width, 0.45 * width), side).astype(int)
     return Expression(
         keypoints=keypoints,
         per_unit=float(per_unit),
