@@ -95,9 +95,9 @@ def test_import_is_light() -> None:
 
     def spent(module: str) -> float:
         code = f"import time; start = time.process_time(); import {module}; print(time.process_time() - start)"
-        return min(float(run_python(code)) for _ in range(4))
+        return min(float(run_python(code)) for _ in range(3))
 
-    ratios = [spent("fastface") / spent("torch") for _ in range(2)]
+    ratios = [spent("fastface") / spent("torch") for _ in range(1)]
     assert statistics.median(ratios) < 1.3
 
 

@@ -56,10 +56,15 @@ def install(sdist: Path, folder: Path, **environment: str) -> tuple[Path, str]:
     return folder / "site", done.stdout + done.stderr
 
 
-def try_import(site: Path, folder: Path, *options: str, **environment: str) -> list[str]:
-    code = f"import sys; sys.path.insert(0, {str(site)!r})\n{IMPORT_AND_RUN}"
-    done = run([sys.executable, *options, "-c", code], folder, **environment)
-    return done.stdout.splitlines()
+def try_import(folder: Path) -> list[str]:
+    """Import and run what lies in `folder`: where it came from, a shape, and why the CPU module cannot be used, or None.
+
+    -S leaves out this environment's own editable install; torch is then found by its folder.
+    """
+    spec = importlib.util.find_spec("torch")
+    assert spec is not None and spec.origin is not None
+    code = f"import sys; sys.path[:0] = [{str(folder)!r}, {str(Path(spec.origin).parents[1])!r}]\n{IMPORT_AND_RUN}"
+    return run([sys.executable, "-S", "-c", code], folder).stdout.splitlines()
 
 
 def test_sdist_holds_the_sources_and_nothing_else(sdist: Path) -> None:
@@ -84,7 +89,7 @@ def test_installs_without_a_compiler(sdist: Path, tmp_path: Path) -> None:
     # CMake is found, compilers are not.
     site, said = install(sdist, tmp_path, PATH=str(tools), CXX="/nonexistent/c++")
     assert re.search(r"fastface: no native module is built: the native build failed", said)
-    where, shape, reason = try_import(site, tmp_path)
+    where, shape, reason = try_import(site)
     assert where.startswith(str(site)) and shape == "(1, 9, 3, 4, 5)"
     assert reason.startswith("the cpu extension was not built: the native build failed")
 
@@ -92,7 +97,7 @@ def test_installs_without_a_compiler(sdist: Path, tmp_path: Path) -> None:
 def test_installs_natively_from_an_sdist(sdist: Path, tmp_path: Path) -> None:
     site, said = install(sdist, tmp_path, FASTFACE_CPU="1", FASTFACE_CUDA="0")
     assert "cuda module left out: switched off with FASTFACE_CUDA=0" in said
-    assert try_import(site, tmp_path)[1:] == ["(1, 9, 3, 4, 5)", "None"]
+    assert try_import(site)[1:] == ["(1, 9, 3, 4, 5)", "None"]
     stamp = json.loads((site / "fastface" / "_build_stamp.json").read_text())
     assert stamp["cpu"]["compiler"] and stamp["cuda"] == {"skipped": "switched off with FASTFACE_CUDA=0"}
 
@@ -144,15 +149,11 @@ def test_cuda_on_demand_fails_without_nvcc(sdist: Path, tmp_path: Path) -> None:
 
 
 def test_imports_from_an_uninstalled_checkout(tmp_path: Path) -> None:
-    """-S leaves out site-packages' editable hooks; torch's folder is then named by hand."""
     checkout = tmp_path / "checkout"
     ignore = shutil.ignore_patterns("*.so", "__pycache__", "_build_stamp.json")
     for folder in ("fastface", "kernels", "benchmarks"):
         shutil.copytree(ROOT / folder, checkout / folder, ignore=ignore)
-    spec = importlib.util.find_spec("torch")
-    assert spec is not None and spec.origin is not None
-    code = f"import sys; sys.path[:0] = [{str(checkout)!r}, {str(Path(spec.origin).parents[1])!r}]\n{IMPORT_AND_RUN}"
-    where, shape, reason = run([sys.executable, "-S", "-c", code], tmp_path).stdout.splitlines()
+    where, shape, reason = try_import(checkout)
     assert where == str(checkout / "fastface" / "__init__.py")
     assert shape == "(1, 9, 3, 4, 5)" and reason == "the cpu extension was not built"
 
