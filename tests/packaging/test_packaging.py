@@ -57,7 +57,7 @@ def install(sdist: Path, folder: Path, **environment: str) -> tuple[Path, str]:
 
 
 def try_import(folder: Path) -> list[str]:
-    """Import and run what lies in `folder`: where it came from, a shape, and why the CPU module cannot be used, or None.
+    """Import and run what lies in `folder`: where it came from, a shape, why the CPU module cannot be used or None.
 
     -S leaves out this environment's own editable install; torch is then found by its folder.
     """
