@@ -89,7 +89,8 @@ class MediaPipeLandmarks:
         max_faces: how many faces to report at most.
         min_confidence: of the detection, and in a video of the tracking.
 
-    A face that is small in its image is searched for by the long-range detector and meshed in a crop.
+    A face that is small in its image is searched for by the long-range detector, at last in parts of the image, and
+    meshed in a crop.
 
     Raises:
         ImportError: MediaPipe is not installed; the message names the extra.
@@ -97,7 +98,7 @@ class MediaPipeLandmarks:
 
     def __init__(self, *, video: bool = False, max_faces: int = 8, min_confidence: float = 0.5) -> None:
         solutions = _solutions()
-        self._video = video
+        self._video, self._max_faces = video, max_faces
         self._mesh: Any = None
         self._finder: Any = None
 
@@ -122,8 +123,8 @@ class MediaPipeLandmarks:
             raise ValueError(f"image must be [H, W, 3] uint8, got {list(image.shape)} {image.dtype}")
         reduced, scale = _reduce(image, _DETECTION_SIDE)
         faces = self._detect(reduced)
-        if not faces and not self._video:
-            faces = self._detect_small(reduced)
+        if not self._video:
+            faces = self._with_small(reduced, faces)
         return [Face(_unreduce(face.points, scale), face.score) for face in faces]
 
     def close(self) -> None:
@@ -150,29 +151,61 @@ class MediaPipeLandmarks:
             faces.append(Face(points))
         return faces
 
-    def _detect_small(self, image: Image) -> list[Face]:
-        if self._finder is None:
-            with _silent():
-                self._finder = self._make_finder()
-                result = self._finder.process(np.ascontiguousarray(image))
-        else:
-            result = self._finder.process(np.ascontiguousarray(image))
+    def _with_small(self, image: Image, faces: list[Face]) -> list[Face]:
+        """`faces` and those that the mesh's own search is too short-sighted for."""
         height, width = image.shape[:2]
-        faces = []
-        for detection in result.detections or ():
-            box = detection.location_data.relative_bounding_box
-            side = 2.0 * max(box.width * width, box.height * height)
-            x0 = int(max(0.0, (box.xmin + box.width / 2) * width - side / 2))
-            y0 = int(max(0.0, (box.ymin + box.height / 2) * height - side / 2))
-            crop = image[y0 : int(min(height, y0 + side)), x0 : int(min(width, x0 + side))]
+        found = list(faces)
+        for x, y, size in self._find(image) or (() if faces else self._find_in_tiles(image)):
+            if len(found) >= self._max_faces:
+                break
+            if any(box[0] < x < box[2] and box[1] < y < box[3] for box in (face.box for face in found)):
+                continue
+            x0, y0 = int(max(0.0, x - size)), int(max(0.0, y - size))
+            crop = image[y0 : int(min(height, y + size)), x0 : int(min(width, x + size))]
             if min(crop.shape[:2]) < 16:
                 continue
             enlarged, scale = _resize_to(crop, 512)
-            for face in self._detect(enlarged):
+            for face in self._detect(enlarged)[:1]:
                 points = _unreduce(face.points, scale)
                 points[:, :2] += (x0, y0)
-                faces.append(Face(points, float(detection.score[0])))
-        return faces
+                found.append(Face(points, face.score))
+        return found
+
+    def _find(self, image: Image) -> list[tuple[float, float, float]]:
+        """The long-range detector's faces: centre x, y and size in pixels."""
+        image = np.ascontiguousarray(image)
+        if self._finder is None:
+            with _silent():
+                self._finder = self._make_finder()
+                result = self._finder.process(image)
+        else:
+            result = self._finder.process(image)
+        height, width = image.shape[:2]
+        boxes = [detection.location_data.relative_bounding_box for detection in result.detections or ()]
+        return [
+            (
+                (box.xmin + box.width / 2) * width,
+                (box.ymin + box.height / 2) * height,
+                max(box.width * width, box.height * height),
+            )
+            for box in boxes
+        ]
+
+    def _find_in_tiles(self, image: Image) -> list[tuple[float, float, float]]:
+        """The same in overlapping halves and quarters of the image, until one level shows a face."""
+        height, width = image.shape[:2]
+        for parts in (2, 4):
+            tile_h, tile_w = height // parts, width // parts
+            if min(tile_h, tile_w) < 64:
+                break
+            found = []
+            for row in range(2 * parts - 1):
+                for column in range(2 * parts - 1):
+                    y0, x0 = row * tile_h // 2, column * tile_w // 2
+                    found += [(x + x0, y + y0, s) for x, y, s in self._find(image[y0 : y0 + tile_h, x0 : x0 + tile_w])]
+            if found:
+                return found
+        return []
 
 
 def _reduce(image: Image, side: int) -> tuple[Image, float]:

@@ -348,7 +348,7 @@ class _Sound:
         else:
             rate = stream.codec_context.sample_rate or 48_000
             self._out_stream = out.add_stream("aac", rate=rate)
-            self._resampler = av.AudioResampler("fltp", "stereo", rate)
+            self._resampler = av.AudioResampler("fltp", "stereo", rate, frame_size=1024)  # what AAC takes
         self._packets = self._read(stream)
         self._waiting = next(self._packets, None)
         return None
@@ -362,6 +362,7 @@ class _Sound:
             else:
                 for frame in self._in.decode(stream):
                     yield from self._resampler.resample(frame)
+                yield from self._resampler.resample(None)
         except (av.FFmpegError, OSError, ValueError):
             return  # broken sound ends where it breaks
 

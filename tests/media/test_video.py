@@ -42,16 +42,13 @@ def record(path: Path, *, times: list[float], size=(64, 96), rotation: int = 0, 
             out.mux(video.encode(picture))
         out.mux(video.encode(None))
         if sound is not None:
-            count = int(44_100 * (times[-1] + 0.1)) // 1152
-            for index in range(count):
+            size = sound.codec_context.frame_size or 1152
+            resampler = av.AudioResampler(sound.codec_context.format, "stereo", 44_100, frame_size=size)
+            for index in range(int(44_100 * (times[-1] + 0.1)) // 1152):
                 wave = np.sin(np.arange(1152) * 0.06 + index)[None].repeat(2, 0).astype(np.float32) * 0.3
                 block = av.AudioFrame.from_ndarray(wave, format="fltp", layout="stereo")
                 block.sample_rate, block.pts, block.time_base = 44_100, index * 1152, Fraction(1, 44_100)
-                resampler = av.AudioResampler(
-                    sound.codec_context.format, "stereo", 44_100, frame_size=sound.codec_context.frame_size or None
-                )
                 for part in resampler.resample(block):
-                    part.pts = None
                     out.mux(sound.encode(part))
             out.mux(sound.encode(None))
     return path

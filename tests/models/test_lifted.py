@@ -134,7 +134,7 @@ def test_what_is_not_the_head_stays_exactly(model, source, controls) -> None:
     frame = model.render_uint8(source, Motion.of(**controls))[0].numpy()
     portrait = source.portrait.numpy()
     still = np.ones(frame.shape[:2], dtype=bool)
-    still[:, 70:-70] = False  # the rims left and right: background, collar and shoulder
+    still[:, 60:-60] = False  # the rims left and right: background, collar and shoulder
     still[-30:] = True
     assert np.array_equal(frame[still], portrait[still])
 
