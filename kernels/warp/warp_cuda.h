@@ -1,0 +1,16 @@
+// The CUDA entry points of the `warp` hot path, for csrc/bind_cuda.cpp.
+#pragma once
+#include <cstdint>
+#include <string>
+
+#include "warp.h"
+
+namespace fastface::warp {
+
+// Why a device cannot run `op` (a name of fastface.ops), or "" if it can.
+std::string cuda_refuse(const std::string& op, const Params& params, int device);
+
+// Runs `op` on a stream of `device`; throws std::runtime_error with the name of a CUDA error.
+void cuda_run(const std::string& op, const Params& params, int device, uintptr_t stream);
+
+}  // namespace fastface::warp
