@@ -149,11 +149,14 @@ class Expression:
     points: Tensor  # [3, 2 * h * w]: x, y, 1 of both sheets
     sigma2: Tensor  # [K]
     window: Array  # [S, S] of the box, 0 at its border
-    # [S, S, 4] of the box: pixels above (positive) or below the cut between the sheets; over how many pixels the
-    # sheets give way, wide beyond the corners of the mouth; 1 between the corners; the place between the corners, -1
-    # to 1.
-    mouth: Array
-    cut: Array  # [S, S, 2], the first two of these
+    turn: Array  # [2, 2], lays the corners of the mouth level
+    level: Array  # [S, S], height of each pixel of the box along the level mouth's vertical
+    column: NDArray[np.int32]  # [S, S], place along its horizontal, counted in pixels from `left`
+    left: float
+    columns: int
+    lips: Array  # [2, 11, 2], pixels of the box: inner edges of the upper and the lower lip
+    lip_rows: NDArray[np.int64]  # [2, 11], their keypoints
+    inside: Array  # [S, S], 1 where the portrait shows the inside of the mouth
     mouth_part: tuple[slice, slice]  # rows and columns of the box in which a mouth may open
     face_width: float  # pixels
     teeth: float  # height of the teeth to paint below the upper lip, pixels; 0 where the portrait shows its own
@@ -215,21 +218,19 @@ def prepare(image: Image, landmarks: Array, frame: FaceFrame, pixels: Array, cel
     at = grid(side).astype(np.float32)
     window = smoothstep(1 - np.abs(at).max(-1), 0.02, 0.22)
     here = np.stack(np.meshgrid(np.arange(x0, x1), np.arange(y0, y1)), -1).astype(np.float32)
-    right, left = pixels[78, :2], pixels[308, :2]
-    turn = _level(right, left)
-    lip = (pixels[list(topo.LIPS_INNER_LOWER), :2] - right) @ turn.T
-    level = (here - right) @ turn.T
-    cut = np.interp(level[..., 0], lip[:, 0], lip[:, 1]).astype(np.float32) - level[..., 1]
-    length = float(lip[-1, 0])
-    across = 2 * level[..., 0] / length - 1
-    beyond = np.clip(np.abs(across) - 0.96, 0, None) * length / 2
-    cut_width = 1.5 + np.minimum(3.0 * beyond, 0.12 * width)
-    upper_gap = pixels[list(topo.LIPS_INNER_LOWER[3:8]), 1] - pixels[list(topo.LIPS_INNER_UPPER[3:8]), 1]
-    open_already = float(upper_gap.mean()) > 0.03 * width
-    mouth = np.dstack([cut, cut_width, smoothstep(1.02 - np.abs(across), 0.0, 0.06), across]).astype(np.float32)
-    line = pixels[list(topo.LIPS_INNER_LOWER), :2] - (x0, y0)
-    low = np.maximum(line.min(0) - (0.12 * width, 0.12 * width), 0).astype(int)
-    high = np.minimum(line.max(0) + (0.12 * width, 0.45 * width), side).astype(int)
+    lips = np.stack([pixels[list(edge), :2] for edge in (topo.LIPS_INNER_UPPER, topo.LIPS_INNER_LOWER)]) - (x0, y0)
+    turn = _level(lips[0, 0], lips[0, -1])
+    level = (here - (x0, y0)) @ turn.T
+    left = float(np.floor(level[..., 0].min()))
+    column = np.rint(level[..., 0] - left).astype(np.int32)
+    open_already = float((lips[1, 3:8] - lips[0, 3:8])[:, 1].mean()) > 0.03 * width
+    inside = np.zeros((side, side), dtype=np.uint8)
+    if open_already:
+        _fill(inside, np.concatenate([lips[0], lips[1, ::-1]]))
+        inside = cv2.dilate(inside, np.ones((3, 3), dtype=np.uint8))
+    low = np.maximum(lips.min((0, 1)) - (0.15 * width, 0.15 * width), 0).astype(int)
+    high = np.minimum(lips.max((0, 1)) + (0.15 * width, 0.45 * width), side).astype(int)
+    place_of = {index: row for row, index in enumerate(chosen)}
     return Expression(
         keypoints=keypoints,
         per_unit=float(per_unit),
@@ -243,8 +244,14 @@ def prepare(image: Image, landmarks: Array, frame: FaceFrame, pixels: Array, cel
         ),
         sigma2=torch.from_numpy(sigma2),
         window=window,
-        mouth=mouth,
-        cut=np.ascontiguousarray(mouth[..., :2]),
+        turn=turn,
+        level=np.ascontiguousarray(level[..., 1], dtype=np.float32),
+        column=column,
+        left=left,
+        columns=int(column.max()) + 1,
+        lips=lips.astype(np.float32),
+        lip_rows=np.array([[place_of[i] for i in edge] for edge in (topo.LIPS_INNER_UPPER, topo.LIPS_INNER_LOWER)]),
+        inside=inside.astype(np.float32) / 255,
         mouth_part=(slice(int(low[1]), int(high[1])), slice(int(low[0]), int(high[0]))),
         teeth=0.0 if open_already else 0.045 * width,
         face_width=width,
@@ -401,7 +408,7 @@ def redraw(
         part = _extent(sheets, x1 - x0)
         if part is not None:
             carried = np.zeros((y1 - y0, x1 - x0, 2), dtype=np.float32)
-            carried[part] = _draw_sheets(out[y0:y1, x0:x1], layer[y0:y1, x0:x1], expression, sheets, part)
+            carried[part] = _draw_sheets(out[y0:y1, x0:x1], layer[y0:y1, x0:x1], expression, sheets, pixels, part)
     gaze = float(values[EXPRESSIONS.index("gaze_x")]), float(values[EXPRESSIONS.index("gaze_y")])
     for eye, name in zip(expression.eyes, ("blink_right", "blink_left"), strict=True):
         closing = float(values[EXPRESSIONS.index(name)])
@@ -452,78 +459,147 @@ def _extent(sheets: Array, side: int) -> Part | None:
     return reach(rows), reach(columns)
 
 
-def _draw_sheets(out: Image, picture: Image, expression: Expression, sheets: Array, part: Part) -> Array:
+def _draw_sheets(out: Image, picture: Image, expression: Expression, sheets: Array, pixels: Array, part: Part) -> Array:
     """Redraw one rectangle of the box by both sheets, in place; where they carried its pixels, ``[h, w, 2]``."""
     side = expression.window.shape[0]
     here, window = _pixel_grid(part), expression.window[part][..., None]
+    mouth = _mouth(expression, sheets, pixels)
+    column, level = expression.column[part], expression.level[part]
+    of_lower = np.clip(0.5 + (level - mouth.middle[column]) * mouth.sharpness[column], 0, 1)[..., None]
 
     def enlarge(sheet: Array) -> Array:
-        large = cv2.resize(sheet, (side, side), interpolation=cv2.INTER_LINEAR)[part]
-        return np.asarray(here + large * window, dtype=np.float32)
+        return np.asarray(cv2.resize(sheet, (side, side), interpolation=cv2.INTER_LINEAR)[part], dtype=np.float32)
 
     upper, lower = enlarge(sheets[0]), enlarge(sheets[1])
-    # What belongs to the sheets travels with them: the distance to the cut, how sharp it is there.
-    cut = cv2.remap(expression.cut, lower, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    of_lower = np.clip(0.5 - cut[..., 0] / cut[..., 1], 0, 1)
-    flow = upper + of_lower[..., None] * (lower - upper)
-    out[part] = cv2.remap(picture, flow, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-    _draw_mouth(out, picture, expression, part, upper, lower)
-    return np.asarray(flow - here, dtype=np.float32)
+    shift = (upper + of_lower * (lower - upper)) * window
+    out[part] = cv2.remap(picture, here + shift, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    _draw_mouth(out, picture, expression, mouth)
+    return np.asarray(shift, dtype=np.float32)
 
 
-def _draw_mouth(out: Image, picture: Image, expression: Expression, part: Part, upper: Array, lower: Array) -> None:
-    """Put the inside of the mouth where neither sheet reaches. In place.
+@dataclass(frozen=True)
+class _Mouth:
+    """A mouth as it is driven; curves by the column of the level mouth, ``[columns]``, heights on its vertical."""
 
-    Args:
-        upper, lower: ``[h, w, 2]`` where the sheets come from, for the rectangle `part` of the box.
+    outline: Array  # [22, 2], the inner edges of both lips, pixels of the box
+    upper: Array  # the upper lip's edge
+    lower: Array  # the lower lip's edge
+    middle: Array  # where one sheet gives way to the other
+    sharpness: Array  # 1 / pixels: how fast it does
+    across: Array  # -1 and 1 at the corners
+    rest_upper: Array  # both edges at rest
+    rest: Array
+
+
+def _mouth(expression: Expression, sheets: Array, pixels: Array) -> _Mouth:
+    """Where the sheets carry the edges of the lips.
+
+    A sheet says where a driven pixel comes from, ``p -> p + shift(p)``; the edge of its lip is where that is the edge
+    at rest, which a few fixed-point steps from the keypoints find.
     """
-    # The mouth can open within a rectangle about the one at rest.
-    rows, columns = (
-        slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(part, expression.mouth_part, strict=True)
+    cells = sheets.shape[1]
+    scale = cells / expression.window.shape[0]
+    edges = []
+    for sheet, edge, rows in zip(sheets, expression.lips, expression.lip_rows, strict=True):
+        place = edge + pixels[rows, :2]
+        for _ in range(3):
+            at = ((place + 0.5) * scale - 0.5)[None].astype(np.float32)
+            shift = cv2.remap(sheet, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[0]
+            place = 0.5 * place + 0.5 * (edge - shift)
+        edges.append(place)
+    for end in (0, -1):
+        edges[0][end] = edges[1][end] = (edges[0][end] + edges[1][end]) / 2
+    upper, lower = (edge @ expression.turn.T for edge in edges)
+    crossed = np.minimum(lower[:, 1] - upper[:, 1], 0)[:, None] / 2 * np.array([0, 1], dtype=np.float32)
+    upper, lower = upper + crossed, lower - crossed
+    outline = np.concatenate([_rounded(upper), _rounded(lower)[::-1]]) @ expression.turn  # back from level
+    columns = np.arange(expression.columns, dtype=np.float32) + expression.left
+
+    def curve(edge: Array) -> Array:
+        order = np.argsort(edge[:, 0], kind="stable")
+        return np.interp(columns, edge[order, 0], edge[order, 1]).astype(np.float32)
+
+    top, bottom = curve(upper), curve(lower)
+    start, stop = float(upper[0, 0]), float(upper[-1, 0])
+    half = max(1.0, (stop - start) / 2)
+    across = ((columns - (start + stop) / 2) / half).astype(np.float32)
+    # Beyond the corners both sheets are one skin: they give way over a wide band there.
+    beyond = np.clip(np.abs(across) - 0.94, 0, None) * half
+    width = 1.5 + np.minimum(2.5 * beyond, 0.12 * expression.face_width)
+    return _Mouth(
+        outline=outline.astype(np.float32),
+        upper=top,
+        lower=bottom,
+        middle=(top + bottom) / 2,
+        sharpness=(1 / width).astype(np.float32),
+        across=across,
+        rest_upper=curve(expression.lips[0] @ expression.turn.T),
+        rest=curve(expression.lips[1] @ expression.turn.T),
     )
-    if rows.start >= rows.stop or columns.start >= columns.stop:
+
+
+def _rounded(edge: Array) -> Array:
+    """Cut the corners of an open polygon, ``[N, 2]``, twice (Chaikin)."""
+    for _ in range(2):
+        near, far = 0.75 * edge[:-1] + 0.25 * edge[1:], 0.25 * edge[:-1] + 0.75 * edge[1:]
+        edge = np.concatenate([edge[:1], np.stack([near, far], 1).reshape(-1, 2), edge[-1:]])
+    return edge
+
+
+def _fill(mask: NDArray[np.uint8], outline: Array) -> None:
+    """Fill a closed outline, ``[N, 2]`` pixels, with soft edges. In place."""
+    bits = 4
+    cv2.fillPoly(mask, [np.rint(outline * (1 << bits)).astype(np.int32)], 255, lineType=cv2.LINE_AA, shift=bits)
+
+
+def _draw_mouth(out: Image, picture: Image, expression: Expression, mouth: _Mouth) -> None:
+    """Between the driven lips put what is inside: what the portrait shows there, which the skull holds in place,
+    else paint.
+    """
+    rows, columns = expression.mouth_part
+    gap = np.zeros((rows.stop - rows.start, columns.stop - columns.start), dtype=np.uint8)
+    if gap.size == 0:
         return
-    inner_part = (
-        slice(rows.start - part[0].start, rows.stop - part[0].start),
-        slice(columns.start - part[1].start, columns.stop - part[1].start),
-    )
-    upper, lower = upper[inner_part], lower[inner_part]
-    on_upper, on_lower = (
-        cv2.remap(expression.mouth, sheet, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        for sheet in (upper, lower)
-    )
-    of_lower = np.clip(0.5 - on_lower[..., 0] / on_lower[..., 1], 0, 1)
-    of_upper = np.clip(1.0 + on_upper[..., 0] / on_upper[..., 1], 0, 1)
-    inside = on_upper[..., 2]
-    gap = (1 - of_lower) * (1 - of_upper) * inside
-    if not (gap > 1e-3).any():
+    _fill(gap, mouth.outline - np.array([columns.start, rows.start], dtype=np.float32))
+    if not gap.any():
         return
-    depth_upper = np.maximum(-on_upper[..., 0], 0)  # pixels below the upper edge
-    depth_lower = np.maximum(on_lower[..., 0], 0)  # pixels above the lower lip
-    across = np.abs(on_upper[..., 3])
+    x, y, w, h = cv2.boundingRect(gap)
+    gap = gap[y : y + h, x : x + w]
+    part = (slice(rows.start + y, rows.start + y + h), slice(columns.start + x, columns.start + x + w))
+    column, level = expression.column[part], expression.level[part]
+    depth_upper = np.maximum(level - mouth.upper[column], 0)  # pixels below the upper lip
+    depth_lower = np.maximum(mouth.lower[column] - level, 0)  # pixels above the lower lip
+    across = np.clip(np.abs(mouth.across[column]), 0, 1)
     cavity, teeth, tongue = expression.colours
     unit = expression.face_width
     shade = 1 - smoothstep(across, 0.2, 0.95)
-    inner = np.broadcast_to(cavity, (*depth_upper.shape, 3)) * (0.5 + 0.5 * shade[..., None])
+    inner = np.broadcast_to(cavity, (*level.shape, 3)) * (0.5 + 0.5 * shade[..., None])
     swell = (1 - smoothstep(depth_lower / unit, 0.0, 0.10)) * shade * smoothstep(depth_upper / unit, 0.05, 0.16)
     inner = inner + (tongue - inner) * (0.7 * swell)[..., None]
     if expression.teeth > 0:
-        length = expression.teeth * (1.0 - 0.4 * np.clip(across, 0, 1) ** 2)
+        length = expression.teeth * (1.0 - 0.4 * across**2)
         # The upper teeth are part of the skull: they hang from where the lips met, whatever the lips do.
-        row = 1 - smoothstep(-expression.mouth[rows, columns, 0], length - 0.012 * unit, length + 0.012 * unit)
+        row = 1 - smoothstep(level - mouth.rest[column], length - 0.012 * unit, length + 0.012 * unit)
         row *= 1 - smoothstep(across, 0.45, 0.85)
         # The lip shades the teeth; a faint rhythm stands for the single ones.
         tone = 0.50 + 0.45 * smoothstep(depth_upper / expression.teeth, 0.0, 0.7)
         single = 1 - 0.10 * np.abs(np.sin(np.pi * across * 4.5)) ** 12
-        row *= 0.85
-        inner = inner + (teeth * (tone * single * (0.6 + 0.4 * shade))[..., None] - inner) * row[..., None]
-    base = cv2.remap(picture, upper, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    over = cv2.remap(picture, lower, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    alpha_up, alpha_low = of_upper[..., None], of_lower[..., None]
-    mixed = alpha_low * over[..., :3] + (1 - alpha_low) * (alpha_up * base[..., :3] + (1 - alpha_up) * inner)
-    mask = (np.clip(gap * 8, 0, 1) * inside)[..., None]
-    place = out[rows, columns]
-    place[..., :3] = np.rint(place[..., :3] * (1 - mask) + mixed * mask).astype(np.uint8)
+        inner = inner + (teeth * (tone * single * (0.6 + 0.4 * shade))[..., None] - inner) * (0.85 * row)[..., None]
+    else:
+        # A raised lip shows more of the teeth: stretch them up to it, so that no dark comes between.
+        top, rest_top, bottom = mouth.upper[column], mouth.rest_upper[column], mouth.rest[column]
+        raised = np.minimum(top, rest_top)
+        share = np.clip((bottom - level) / np.maximum(bottom - raised, 1.0), 0, None)
+        up = (share * np.maximum(bottom - rest_top, 0) - (bottom - level)) * ((level < bottom) & (raised < rest_top))
+        at = _pixel_grid(part) - up[..., None] * expression.turn[1]
+        teeth_there = cv2.remap(picture, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[..., :3]
+        shown = cv2.remap(expression.inside, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[..., None]
+        inner = inner + (teeth_there - inner) * shown
+    # Lips that touch leave an outline without area, which the fill draws as a line.
+    parted = smoothstep((mouth.lower - mouth.upper) / (0.012 * unit), 0.3, 1.3)[column]
+    mask = (gap.astype(np.float32) / 255 * parted)[..., None]
+    place = out[part]
+    place[..., :3] = np.rint(place[..., :3] + mask * (inner - place[..., :3])).astype(np.uint8)
 
 
 def _draw_eye(

@@ -364,12 +364,12 @@ class Lifted:
         flow = flows[index]
         edge = source.edge.numpy()
         # Layer and plate are estimates near the border of the head. What they miss is added back where nothing moved,
-        # and fades within a few pixels of motion: at rest the frame is the portrait.
+        # and fades within a pixel of motion: at rest the frame is the portrait.
         share = (layer.reshape(-1, 4)[edge] == still.reshape(-1, 4)[edge]).all(1).astype(np.float32)
         if flow is not None:
             layer = _warp(layer, flow)
             moved = flow.reshape(-1, 2)[edge] - _pixels(len(flow)).reshape(-1, 2)[edge]
-            share *= np.exp(-0.5 * (moved**2).sum(1))
+            share *= np.exp(-1.5 * (moved**2).sum(1))
         out = plate.copy()
         x, y, w, h = cv2.boundingRect(cv2.extractChannel(layer, 3))
         part = slice(y, y + h), slice(x, x + w)
