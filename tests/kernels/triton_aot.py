@@ -61,10 +61,9 @@ def source(kernel: Any, arguments: list[Any], constants: dict[str, Any]) -> ASTS
 
 
 def compile_for(
-    capability: int, kernel: Any, arguments: list[Any], constants: dict[str, Any], warps: int, stages: int
+    capability: int, kernel: Any, arguments: list[Any], constants: dict[str, Any], options: dict[str, Any]
 ) -> Report:
     """Compile a launch for a compute capability (90 for 9.0) and take its resources from the binary."""
-    options = {"num_warps": warps, "num_stages": stages}
     compiled = triton.compile(source(kernel, arguments, constants), GPUTarget("cuda", capability, 32), options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -91,7 +90,7 @@ def live_portrait_calls() -> dict[str, Any]:
     batch, keypoints, depth, height, width = 2, 21, 16, 64, 64
     points = (new(batch, keypoints, 3), new(batch, keypoints, 3))
     matrices = {"translation": None, "linear": new(batch, 3, 3), "linear per keypoint": new(batch, keypoints, 3, 3)}
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+    for dtype in (torch.float32, torch.float16):
         for kind, linear in matrices.items():
             label = f"{str(dtype).removeprefix('torch.')}, {kind}"
             small = new(batch, 4, depth, height, width, dtype=dtype)
@@ -119,14 +118,12 @@ def compile_call(call: Any, capability: int) -> Report:
     layout = warp_triton._layout(call)
     cut = warp_triton.config(call.op, layout, capability)
     _, arguments, constants = warp_triton.plan(call, cut, layout, processors=132)
-    return compile_for(capability, warp_triton._KERNELS[call.op], arguments, constants, cut.warps, cut.stages)
+    return compile_for(capability, warp_triton._KERNELS[call.op], arguments, constants, warp_triton.options(cut))
 
 
 if __name__ == "__main__":
     capabilities = [int(a) for a in sys.argv[1:]] or [80, 90, 100]
-    print(
-        f"triton {triton.__version__}; kernel | compute capabilities, each registers / shared bytes / stack bytes / LDL+STL"
-    )
+    print(f"triton {triton.__version__}; registers / shared bytes / stack bytes / LDL+STL on {capabilities}")
     for name, call in live_portrait_calls().items():
         cells = []
         for capability in capabilities:
