@@ -164,6 +164,36 @@ inline void store(T* to, typename VecOf<N>::f value) {
   }
 }
 
+// A store past the caches, for whole lines that nobody reads soon: it saves reading them first. `to` is aligned to a
+// full vector; fence_streams() ends a run of them. A plain store where there is no such instruction.
+template <int N, class T>
+inline void stream(T* to, typename VecOf<N>::f value) {
+#if defined(__SSE2__)
+  if constexpr (sizeof(T) == 4) {
+    if constexpr (N == 4) return _mm_stream_ps(to, (__m128)value);
+#if defined(__AVX2__)
+    if constexpr (N == 8) return _mm256_stream_ps(to, (__m256)value);
+#endif
+#if defined(__AVX512F__)
+    if constexpr (N == 16) return _mm512_stream_ps(to, (__m512)value);
+#endif
+  } else {
+    const typename VecOf<N>::h bits = narrow<N>(T{}, value);
+    if constexpr (N == 8) return _mm_stream_si128(reinterpret_cast<__m128i*>(to), (__m128i)bits);
+#if defined(__AVX2__)
+    if constexpr (N == 16) return _mm256_stream_si256(reinterpret_cast<__m256i*>(to), (__m256i)bits);
+#endif
+  }
+#endif
+  store<N>(to, value);
+}
+
+inline void fence_streams() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
 // `count` < N elements; the other lanes are zero. Never touches memory beyond them.
 template <int N, class T>
 inline typename VecOf<N>::f load_part(const T* from, int64_t count) {

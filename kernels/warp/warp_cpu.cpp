@@ -15,6 +15,7 @@ using namespace ::fastface::FASTFACE_TIER;
 constexpr int kTile = 64;                 // voxels of a row that are worked on at once
 constexpr int kRun = kTile + 2 * kLanes;  // a blended source row: the tile, one more tap at either end, alignment
 constexpr int kMaxRows = 8;               // rows of a block, so that the pass over weights serves several
+constexpr int kGroup = 4;                 // channels that are warped together, so that they share taps and weights
 constexpr int kMaxChunk = 16;             // channels that lie next to each other: one cache line of float32
 constexpr int64_t kSerialWork = 1 << 15;  // below so many values, starting threads costs more than it saves
 
@@ -190,45 +191,51 @@ inline RowSet row_set(const Params& p, const Table& t, int64_t z, int64_t y, int
   return rows;
 }
 
-// run[i] = sum of weight * row[start + i], zero outside the row; `start` and `length` are multiples of kLanes.
-template <class T, int N>
-inline void blend_rows(const RowSet& rows, const T* base, int64_t start, int64_t length, int64_t width, float* run) {
-  const T* row[N];
+// For G channels, runs[g][i] = sum of weight * row[start + i], zero outside the row; `start` and `length` are multiples
+// of kLanes.
+template <class T, int N, int G>
+inline void blend_rows(const RowSet& rows, const T* base, int64_t stride_c, int64_t start, int64_t length,
+                       int64_t width, float* runs) {
   vf weight[N];
-  for (int r = 0; r < N; ++r) {
-    row[r] = base + rows.offset[r];
-    weight[r] = vf{} + rows.weight[r];
-  }
+  for (int r = 0; r < N; ++r) weight[r] = vf{} + rows.weight[r];
   const int64_t first = least(most(-start, 0), length);
   const int64_t full =
       most(least(length, (width - start) / kLanes * kLanes), first);  // start may lie far right of the row
-  int64_t i = 0;
-  for (; i < first; i += kLanes) store<kLanes>(run + i, vf{});
-  for (; i < full; i += kLanes) {
-    vf sum = weight[0] * load<kLanes>(row[0] + start + i);
-    for (int r = 1; r < N; ++r) sum = fma_(weight[r], load<kLanes>(row[r] + start + i), sum);
-    store<kLanes>(run + i, sum);
+  const int64_t part = full < length && start + full < width ? width - start - full : 0;
+  for (int g = 0; g < G; ++g, base += stride_c, runs += kRun) {
+    const T* row[N];
+    for (int r = 0; r < N; ++r) row[r] = base + rows.offset[r] + start;
+    int64_t i = 0;
+    for (; i < first; i += kLanes) store<kLanes>(runs + i, vf{});
+    for (; i < full; i += kLanes) {
+      vf sum = weight[0] * load<kLanes>(row[0] + i);
+      for (int r = 1; r < N; ++r) sum = fma_(weight[r], load<kLanes>(row[r] + i), sum);
+      store<kLanes>(runs + i, sum);
+    }
+    if (part > 0) {
+      vf sum = {};
+      for (int r = 0; r < N; ++r) sum = fma_(weight[r], load_part<kLanes>(row[r] + i, part), sum);
+      store<kLanes>(runs + i, sum);
+      i += kLanes;
+    }
+    for (; i < length; i += kLanes) store<kLanes>(runs + i, vf{});
   }
-  if (i < length && start + i < width) {
-    vf sum = {};
-    for (int r = 0; r < N; ++r) sum = fma_(weight[r], load_part<kLanes>(row[r] + start + i, width - start - i), sum);
-    store<kLanes>(run + i, sum);
-    i += kLanes;
-  }
-  for (; i < length; i += kLanes) store<kLanes>(run + i, vf{});
 }
 
-template <class T>
-inline void blend(const RowSet& rows, const T* base, int64_t start, int64_t length, int64_t width, float* run) {
+template <class T, int G>
+inline void blend(const RowSet& rows, const T* base, int64_t stride_c, int64_t start, int64_t length, int64_t width,
+                  float* runs) {
   switch (rows.count) {
     case 4:
-      return blend_rows<T, 4>(rows, base, start, length, width, run);
+      return blend_rows<T, 4, G>(rows, base, stride_c, start, length, width, runs);
     case 2:
-      return blend_rows<T, 2>(rows, base, start, length, width, run);
+      return blend_rows<T, 2, G>(rows, base, stride_c, start, length, width, runs);
     case 1:
-      return blend_rows<T, 1>(rows, base, start, length, width, run);
+      return blend_rows<T, 1, G>(rows, base, stride_c, start, length, width, runs);
     default:
-      for (int64_t i = 0; i < length; i += kLanes) store<kLanes>(run + i, vf{});
+      for (int g = 0; g < G; ++g) {
+        for (int64_t i = 0; i < length; i += kLanes) store<kLanes>(runs + g * kRun + i, vf{});
+      }
   }
 }
 
@@ -249,21 +256,32 @@ inline Window window_of(const Table& t, int64_t x, int64_t count) {
   return w;
 }
 
-// The two taps of the voxels [i, i + kLanes) of a tile.
-inline void taps_of(const float* run, int64_t i, int64_t split, vf& left, vf& right) {
-  if (i + kLanes <= split) {
-    left = load<kLanes>(run + i);
-    right = load<kLanes>(run + i + 1);
-  } else if (i >= split) {
-    left = load<kLanes>(run + i + 1);
-    right = load<kLanes>(run + i + 2);
-  } else {
+// Calls body(i, left, right) for every vector of a tile: left(run) and right(run) are the taps of the voxels [i, i +
+// kLanes).
+template <class Body>
+inline void each_pair(const Window& w, int64_t count, const Body& body) {
+  int64_t i = 0;
+  for (; i < count && i + kLanes <= w.split; i += kLanes) {
+    const int64_t at = w.lead + i;
+    body(
+        i, [at](const float* run) { return load<kLanes>(run + at); },
+        [at](const float* run) { return load<kLanes>(run + at + 1); });
+  }
+  if (i < count && i < w.split) {
     vi lane;
     for (int j = 0; j < kLanes; ++j) lane[j] = j;
-    const vi before = lane < static_cast<int32_t>(split - i);
-    const vf middle = load<kLanes>(run + i + 1);
-    left = before ? load<kLanes>(run + i) : middle;
-    right = before ? middle : load<kLanes>(run + i + 2);
+    const vi before = lane < static_cast<int32_t>(w.split - i);
+    const int64_t at = w.lead + i;
+    body(
+        i, [=](const float* run) { return before ? load<kLanes>(run + at) : load<kLanes>(run + at + 1); },
+        [=](const float* run) { return before ? load<kLanes>(run + at + 1) : load<kLanes>(run + at + 2); });
+    i += kLanes;
+  }
+  for (; i < count; i += kLanes) {
+    const int64_t at = w.lead + i;
+    body(
+        i, [at](const float* run) { return load<kLanes>(run + at + 1); },
+        [at](const float* run) { return load<kLanes>(run + at + 2); });
   }
 }
 
@@ -661,47 +679,80 @@ inline void copy_planar(const Params& p, int64_t b, int64_t c, int64_t z, T* to)
   }
 }
 
+// How the rows of an output are written.
+struct Sink {
+  int64_t stride_x;
+  bool streamed;  // past the caches; the caller has checked the alignment of every row
+
+  // Row voxels [i, i + kLanes) of `count`.
+  template <class T>
+  inline void put(T* row, int64_t i, int64_t count, vf value) const {
+    if (streamed) {
+      stream<kLanes>(row + i, value);
+    } else if (stride_x == 1) {
+      if (i + kLanes <= count) {
+        store<kLanes>(row + i, value);
+      } else {
+        store_part<kLanes>(row + i, value, count - i);
+      }
+    } else {
+      T part[kLanes];
+      store<kLanes>(part, value);
+      const int64_t n = least(kLanes, count - i);
+      for (int64_t j = 0; j < n; ++j) row[(i + j) * stride_x] = part[j];
+    }
+  }
+};
+
+// An output larger than the caches has left them before anybody reads it.
+template <class T>
+inline bool may_stream(const Params& p, int64_t channels) {
+  constexpr int64_t kFromBytes = 4 << 20;
+  constexpr int64_t kAlign = 64;
+  const int64_t* so = p.out.stride;
+  const int64_t size = sizeof(T);
+  const bool aligned = (reinterpret_cast<intptr_t>(p.out.data) | (so[0] * size) | (so[1] * size) | (so[2] * size) |
+                        (so[3] * size) | (p.width * size)) %
+                           kAlign ==
+                       0;
+  return aligned && so[4] == 1 && p.batch * channels * p.depth * p.height * p.width * size >= kFromBytes;
+}
+
 // One block of the heatmap of a motion: the difference of two products of Gaussian factors.
 template <class T>
 inline void pack_heat(const Params& p, const Table& t, int64_t k, int64_t z, int64_t y0, int64_t ny, int64_t x,
-                      int64_t nx, T* out) {
+                      int64_t nx, const Sink& sink, T* out) {
   const int64_t* so = p.out.stride;
-  alignas(64) float row[kTile];
   for (int64_t y = y0; y < y0 + ny; ++y) {
+    T* row = out + z * so[2] + y * so[3] + x * so[4];
     if (k == 0) {
-      memset(row, 0, sizeof row);
+      for (int64_t i = 0; i < nx; i += kLanes) sink.put(row, i, nx, vf{});
     } else {
       const float driving = t.driving[1][y] * t.driving[2][z], source = t.source[1][y] * t.source[2][z];
       for (int64_t i = 0; i < nx; i += kLanes) {
         const vf d = load<kLanes>(t.driving[0] + x + i) * driving, s = load<kLanes>(t.source[0] + x + i) * source;
-        store<kLanes>(row + i, d - s);
+        sink.put(row, i, nx, d - s);
       }
     }
-    write_row(row, out + z * so[2] + y * so[3] + x * so[4], so[4], nx);
   }
 }
 
-template <class T>
-inline void pack_warped(const Params& p, const Table& t, const Planes<T>& planes, int64_t b, int64_t z, int64_t y0,
-                        int64_t ny, int64_t x, int64_t nx, float* runs, T* out) {
+// G channels of a block of a motion's warped volume.
+template <class T, int G>
+inline void pack_warped(const Params& p, const Table& t, const Planes<T>& planes, const T* base, int64_t z, int64_t y0,
+                        int64_t ny, int64_t x, int64_t nx, const Sink& sink, float* runs, T* out) {
   const int64_t* so = p.out.stride;
   const Window w = window_of(t, x, nx);
-  RowSet sets[kMaxRows];
-  for (int64_t r = 0; r < ny; ++r) sets[r] = row_set(p, t, z, y0 + r, planes.z, planes.y);
-  alignas(64) float row[kMaxRows * kTile];
-  for (int64_t c = 0; c < p.channels; ++c) {
-    const T* base = planes.data + b * planes.b + c * planes.c;
-    for (int64_t r = 0; r < ny; ++r) blend(sets[r], base, w.start, w.length, p.width, runs + r * kRun);
-    for (int64_t i = 0; i < nx; i += kLanes) {
+  for (int64_t y = y0; y < y0 + ny; ++y) {
+    const RowSet set = row_set(p, t, z, y, planes.z, planes.y);
+    blend<T, G>(set, base, planes.c, w.start, w.length, p.width, runs);
+    T* row = out + z * so[2] + y * so[3] + x * so[4];
+    each_pair(w, nx, [&](int64_t i, const auto& left, const auto& right) {
       const vf x0 = load<kLanes>(t.x0 + x + i), x1 = load<kLanes>(t.x1 + x + i);
-      for (int64_t r = 0; r < ny; ++r) {
-        vf left, right;
-        taps_of(runs + r * kRun + w.lead, i, w.split, left, right);
-        store<kLanes>(row + r * kTile + i, fma_(x1, right, x0 * left));
+      for (int g = 0; g < G; ++g) {
+        sink.put(row + g * so[1], i, nx, fma_(x1, right(runs + g * kRun), x0 * left(runs + g * kRun)));
       }
-    }
-    T* to = out + c * so[1] + z * so[2] + y0 * so[3] + x * so[4];
-    for (int64_t r = 0; r < ny; ++r) write_row(row + r * kTile, to + r * so[3], so[4], nx);
+    });
   }
 }
 
@@ -724,6 +775,7 @@ bool pack_translations(const Params& p, int threads) {
   // row are neighbours, so one task writes them all.
   const int64_t* so = p.out.stride;
   const bool by_motion = so[4] == 1;
+  const Sink sink = {so[4], may_stream<T>(p, motions * (p.channels + 1))};
   const Blocks blocks(p, by_motion ? kMaxRows : 1);
   const int64_t tasks = blocks.count() * (by_motion ? images : p.batch);
   const int64_t work = images * (p.channels + 1) * volume;
@@ -740,7 +792,7 @@ bool pack_translations(const Params& p, int threads) {
         copy_planar(p, b, c, z, reinterpret_cast<T*>(copied.data) + i * plane);
       }
     }
-    alignas(64) float runs[kMaxRows * kRun];
+    alignas(64) float runs[kGroup * kRun];
 #pragma omp for schedule(dynamic, step)
     for (int64_t i = 0; i < tasks; ++i) {
       int64_t z, y, ny, x, nx;
@@ -750,10 +802,19 @@ bool pack_translations(const Params& p, int threads) {
         const int64_t b = image / motions, k = image % motions;
         const Table t = tables.at(image);
         T* out = static_cast<T*>(p.out.data) + b * so[0] + k * (p.channels + 1) * so[1];
-        pack_heat(p, t, k, z, y, ny, x, nx, out);
-        pack_warped(p, t, planes, b, z, y, ny, x, nx, runs, out + so[1]);
+        pack_heat(p, t, k, z, y, ny, x, nx, sink, out);
+        int64_t c = 0;
+        for (; c + kGroup <= p.channels; c += kGroup) {
+          const T* base = planes.data + b * planes.b + c * planes.c;
+          pack_warped<T, kGroup>(p, t, planes, base, z, y, ny, x, nx, sink, runs, out + (c + 1) * so[1]);
+        }
+        for (; c < p.channels; ++c) {
+          const T* base = planes.data + b * planes.b + c * planes.c;
+          pack_warped<T, 1>(p, t, planes, base, z, y, ny, x, nx, sink, runs, out + (c + 1) * so[1]);
+        }
       }
     }
+    fence_streams();
   }
   return true;
 }
@@ -820,7 +881,7 @@ bool pack_affine(const Params& p, int threads) {
       for (int64_t image = first; image < first + (by_motion ? 1 : motions); ++image) {
         const int64_t b = image / motions, k = image % motions;
         T* out = static_cast<T*>(p.out.data) + b * so[0] + k * (p.channels + 1) * so[1];
-        pack_heat(p, tables.at(image), k, z, y0, ny, x, nx, out);
+        pack_heat(p, tables.at(image), k, z, y0, ny, x, nx, {so[4], false}, out);
         for (int64_t y = y0; y < y0 + ny; ++y) {
           const Line line = line_of(p, space, grid, b, k, z, y);
           affine_points(line, grid, x, nx, points);
@@ -1115,6 +1176,7 @@ bool compose_translated_volumes(const Params& p, int threads) {
   tables.data = reinterpret_cast<float*>(table_data.data);
   Planes<T> planes = {static_cast<const T*>(p.feature.data), sf[0], sf[1], sf[2], sf[3]};
   if (copy) planes = {reinterpret_cast<T*>(copied.data), chunk * volume, volume, plane, p.width};
+  const Sink sink = {so[4], false};
   const int64_t tasks = p.batch * blocks.count(), step = grain(tasks, used);
   int next = 0;
 
@@ -1126,7 +1188,7 @@ bool compose_translated_volumes(const Params& p, int threads) {
     RowSet* const sets = reinterpret_cast<RowSet*>(scratch_data.data + me * scratch_bytes);
     float* const masks =
         reinterpret_cast<float*>(scratch_data.data + me * scratch_bytes + set_bytes);  // [rows][K+1][kTile]
-    alignas(64) float runs[kMaxRows * kRun], sums[kMaxRows * kTile], scale[kMaxRows * kTile], occlusion[kTile];
+    alignas(64) float runs[kGroup * kRun], sums[kGroup * kMaxRows * kTile], scale[kMaxRows * kTile], occlusion[kTile];
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < images; ++i) fill_table(p, space, tables, i);
     for (int64_t begin = 0; begin < channels; begin += chunk) {
@@ -1158,35 +1220,43 @@ bool compose_translated_volumes(const Params& p, int threads) {
           const Table t = tables.at(b * motions + k);
           for (int64_t r = 0; r < ny; ++r) sets[k * rows + r] = row_set(p, t, z, y0 + r, planes.z, planes.y);
         }
-        for (int64_t c = begin; c < end; ++c) {
+        auto warp_group = [&](int64_t c, auto group) {
+          constexpr int G = decltype(group)::value;
           const T* const base = planes.data + b * planes.b + (copy ? c - begin : c) * planes.c;
-          memset(sums, 0, sizeof sums);
+          memset(sums, 0, sizeof(float) * (G * kMaxRows * kTile));
           for (int64_t k = 0; k < motions; ++k) {
             const Table t = tables.at(b * motions + k);
             const Window w = window_of(t, x, nx);
             for (int64_t r = 0; r < ny; ++r) {
-              blend(sets[k * rows + r], base, w.start, w.length, p.width, runs + r * kRun);
+              blend<T, G>(sets[k * rows + r], base, planes.c, w.start, w.length, p.width, runs);
+              const float* const mask = masks + (r * motions + k) * kTile;
+              float* const sum = sums + r * kTile;
+              each_pair(w, nx, [&](int64_t i, const auto& left, const auto& right) {
+                const vf m = load<kLanes>(mask + i);
+                const vf x0 = load<kLanes>(t.x0 + x + i) * m, x1 = load<kLanes>(t.x1 + x + i) * m;
+                for (int g = 0; g < G; ++g) {
+                  float* const to = sum + g * kMaxRows * kTile + i;
+                  const vf one = fma_(x0, left(runs + g * kRun), load<kLanes>(to));
+                  store<kLanes>(to, fma_(x1, right(runs + g * kRun), one));
+                }
+              });
             }
-            for (int64_t j = 0; j < nx; j += kLanes) {
-              const vf x0 = load<kLanes>(t.x0 + x + j), x1 = load<kLanes>(t.x1 + x + j);
-              for (int64_t r = 0; r < ny; ++r) {
-                vf left, right;
-                taps_of(runs + r * kRun + w.lead, j, w.split, left, right);
-                const vf mask = load<kLanes>(masks + (r * motions + k) * kTile + j);
-                float* const sum = sums + r * kTile + j;
-                store<kLanes>(sum, fma_(mask, fma_(x1, right, x0 * left), load<kLanes>(sum)));
+          }
+          for (int g = 0; g < G; ++g) {
+            T* const out =
+                static_cast<T*>(p.out.data) + b * so[0] + (c + g) * so[1] + z * so[2] + y0 * so[3] + x * so[4];
+            for (int64_t r = 0; r < ny; ++r) {
+              const float* const sum = sums + (g * kMaxRows + r) * kTile;
+              for (int64_t j = 0; j < nx; j += kLanes) {
+                const vf value = load<kLanes>(sum + j) * load<kLanes>(scale + r * kTile + j);
+                sink.put(out + r * so[3], j, nx, value);
               }
             }
           }
-          T* const out = static_cast<T*>(p.out.data) + b * so[0] + c * so[1] + z * so[2] + y0 * so[3] + x * so[4];
-          for (int64_t r = 0; r < ny; ++r) {
-            float* const sum = sums + r * kTile;
-            for (int64_t j = 0; j < nx; j += kLanes) {
-              store<kLanes>(sum + j, load<kLanes>(sum + j) * load<kLanes>(scale + r * kTile + j));
-            }
-            write_row(sum, out + r * so[3], so[4], nx);
-          }
-        }
+        };
+        int64_t c = begin;
+        for (; c + kGroup <= end; c += kGroup) warp_group(c, Int<kGroup>{});
+        for (; c < end; ++c) warp_group(c, Int<1>{});
       }
     }
   }
