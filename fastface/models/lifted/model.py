@@ -599,14 +599,10 @@ def _surface_flow(field: Array, source: Source, config: LiftedConfig) -> Array:
     scale = (size - 1) / 2 * cells / size
     rays[:, :2] = rays[:, :2] * scale + (cells - 1) / 2
     # Along a ray the field is nearly linear, so a few depths hold it, and finer steps are read between them.
-    place = np.linspace(0, len(rays) - 1, steps, dtype=np.float32)
-    before = np.minimum(place.astype(np.int64), len(rays) - 2)
-    share = (place - before)[:, None, None]
-    at = np.empty((steps, cells, cells, 2), dtype=np.float32)
-    gap = np.empty((steps, cells, cells), dtype=np.float32)
-    for axis, out in ((0, at[..., 0]), (1, at[..., 1]), (2, gap)):
-        near, far = rays[before, axis], rays[before + 1, axis]
-        np.add(near, share * (far - near), out=out)
+    between = _rise(np.linspace(-1, 1, steps, dtype=np.float32), len(rays))  # [n, D]
+    across = np.ascontiguousarray(rays[:, :2].transpose(0, 2, 3, 1)).reshape(len(rays), -1)
+    at = (between @ across).reshape(steps, cells, cells, 2)
+    gap = (between @ rays[:, 2].reshape(len(rays), -1)).reshape(steps, cells, cells)
 
     def surface(points: Array) -> Array:  # [..., s, s, 2] -> [..., s, s]
         flat = points.reshape(-1, cells, 2)
