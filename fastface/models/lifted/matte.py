@@ -157,3 +157,49 @@ def mirror_fill(image: Array, hole: NDArray[np.bool_], depth: float) -> Array:
     weight = cv2.GaussianBlur(weight.astype(np.float32), (0, 0), 1.5)[..., None]
     filled = weight * mirrored + (1 - weight) * smooth
     return np.where(hole[..., None], filled, image).astype(np.float32)
+
+
+def fill_behind(image: Array, hole: NDArray[np.bool_], person: Array, depth: float) -> Array:
+    """The picture behind a head: below the line between the shoulders' edges the body goes on, above it the background.
+
+    Filled together the two would run into each other where a turning head uncovers a collar.
+
+    Args:
+        image: ``[H, W, 3]`` in [0, 1].
+        hole: ``[H, W]``, the head.
+        person: ``[H, W]`` in [0, 1], the person's mask.
+        depth: see `mirror_fill`.
+    """
+    body = (person > 0.5) & ~hole
+    line = _shoulder_line(hole, body)
+    if line is None:
+        return mirror_fill(image, hole, depth)
+    below = np.arange(hole.shape[0])[:, None] > line[None]
+    behind = mirror_fill(image, hole | body, depth)
+    beneath = mirror_fill(image, ~body, depth)
+    share = cv2.GaussianBlur(below.astype(np.float32), (0, 0), 0.8)[..., None]
+    return np.where(hole[..., None], behind + share * (beneath - behind), image).astype(np.float32)
+
+
+def _shoulder_line(hole: NDArray[np.bool_], body: NDArray[np.bool_]) -> Array | None:
+    """``[W]``, the height in every column at which the body begins behind the head; None where it touches the head
+    nowhere.
+    """
+    rows = np.nonzero(hole.any(1))[0]
+    if len(rows) == 0:
+        return None
+    width = hole.shape[1]
+    first, last = hole.argmax(1), width - 1 - hole[:, ::-1].argmax(1)
+    ends = []
+    for edge, step in ((first, -2), (last, 2)):
+        beside = np.clip(edge[rows] + step, 0, width - 1)
+        touching = body[rows, beside]
+        # A few rows in a row: a stray pixel of the mask is no shoulder.
+        firm = np.convolve(touching, np.ones(6), "valid") == 6
+        if firm.any():
+            row = rows[int(firm.argmax())]
+            ends.append((float(edge[row]), float(row)))
+    if not ends or body.sum() < 50:
+        return None
+    ends.sort()
+    return np.interp(np.arange(width), [x for x, _ in ends], [y for _, y in ends]).astype(np.float32)

@@ -26,9 +26,9 @@ from fastface.models.lifted.matte import (
     MediaPipePerson,
     PersonMask,
     dilate,
+    fill_behind,
     grab_cut,
     guided,
-    mirror_fill,
     push_pull,
     refine,
     smoothstep,
@@ -567,7 +567,7 @@ def _layers(
     hole &= share > 0.06
     if hole.all():
         hole[0] = False
-    behind = mirror_fill(colour, hole, 0.25 * width)
+    behind = fill_behind(colour, hole, person, 0.25 * width)
     solid = (matte > 0.97).astype(np.float32)
     spread = push_pull(colour, dilate(solid, -1.5))
     alpha = matte[..., None]
