@@ -1223,7 +1223,7 @@ bool compose_translated_volumes(const Params& p, int threads) {
         auto warp_group = [&](int64_t c, auto group) {
           constexpr int G = decltype(group)::value;
           const T* const base = planes.data + b * planes.b + (copy ? c - begin : c) * planes.c;
-          memset(sums, 0, sizeof(float) * (G * kMaxRows * kTile));
+          memset(sums, 0, sizeof sums / kGroup * G);
           for (int64_t k = 0; k < motions; ++k) {
             const Table t = tables.at(b * motions + k);
             const Window w = window_of(t, x, nx);
