@@ -125,9 +125,11 @@ class _Sampler:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command: 0 when the video is written, 2 with one line on stderr for bad input, 130 when interrupted."""
+    from fastface.ops import BackendUnavailable
+
     try:
         return _run(args)
-    except (_Stop, ValueError, ImportError) as error:
+    except (_Stop, ValueError, ImportError, BackendUnavailable) as error:
         print(f"fastface animate: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except OSError as error:

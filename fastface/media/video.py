@@ -411,8 +411,8 @@ class _Gif:
         if self._table is None:
             self._prepare(frame)
         assert self._table is not None and self._dither is not None
-        shifted = np.clip(frame.astype(np.int16) + self._dither, 0, 255) >> 3
-        index = self._table[(shifted[..., 0] << 10) | (shifted[..., 1] << 5) | shifted[..., 2]]
+        shifted = np.clip(frame.astype(np.int16) + self._dither, 0, 255) >> 2
+        index = self._table[(shifted[..., 0].astype(np.int32) << 12) | (shifted[..., 1] << 6) | shifted[..., 2]]
         picture = Pillow.fromarray(index, mode="P")
         picture.putpalette(self._palette)
         self._frames.append(picture)
@@ -436,13 +436,16 @@ class _Gif:
         ]
         colours = np.concatenate([colours, np.array(extra, dtype=np.float32)])
         self._palette = [int(value) for value in colours.ravel()]
-        steps = np.arange(32, dtype=np.float32) * 8 + 4
-        cube = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
-        distance = (colours**2).sum(1)[None] - 2 * cube @ colours.T
-        self._table = distance.argmin(1).astype(np.uint8)
+        steps = np.arange(64, dtype=np.float32) * 4 + 2
+        square = np.stack(np.meshgrid(steps, steps, indexing="ij"), -1).reshape(-1, 2)
+        table = np.empty((64, 64 * 64), dtype=np.uint8)
+        for row, red in zip(table, steps, strict=True):  # one red at a time: the whole cube would take 260 MB
+            cube = np.concatenate([np.full((len(square), 1), red, dtype=np.float32), square], 1)
+            row[:] = ((colours**2).sum(1)[None] - 2 * cube @ colours.T).argmin(1)
+        self._table = table.ravel()
         bayer = np.array([[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]], dtype=np.float32)
         height, width = frame.shape[:2]
-        tiled = np.tile((bayer / 16 - 0.47) * 12, (-(-height // 4), -(-width // 4)))[:height, :width]
+        tiled = np.tile((bayer / 16 - 0.47) * 7, (-(-height // 4), -(-width // 4)))[:height, :width]
         self._dither = np.rint(tiled).astype(np.int16)[..., None]
 
     def finish(self, end: float) -> None:

@@ -178,6 +178,7 @@ def bad(tmp_path_factory) -> Path:
         (["{portrait}", "--size", "10"], "--size must be from 64 to 2048, got 10"),
         (["{portrait}", "--face", "0"], "--face counts from 1"),
         (["{portrait}", "--pose-strength", "9"], "--pose-strength must be from 0 to 3"),
+        (["{portrait}", "--backend", "cuda"], "backend 'cuda' cannot run this call"),
         (["{portrait}", "--contact-sheet", "{out}/a.tiff"], "contact sheet's extension"),
     ],
 )

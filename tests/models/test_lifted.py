@@ -196,6 +196,14 @@ def test_other_sizes(detector, photo, size) -> None:
     assert torch.equal(model.render_uint8(source, Motion.of())[0], source.portrait)
 
 
+def test_a_head_cut_off_by_the_photo(model, photo) -> None:
+    for cut in (photo[:, 215:], photo[:160], photo[60:185, 170:280]):
+        source = model.prepare(np.ascontiguousarray(cut))
+        assert torch.equal(model.render_uint8(source, Motion.of())[0], source.portrait)
+        moved = model.render_uint8(source, Motion.of(yaw=15, roll=10, jaw_open=0.6, blink=0.6, gaze_x=1))
+        assert not torch.equal(moved[0], source.portrait)
+
+
 def test_float_and_uint8_portraits_are_the_same(model, photo, source) -> None:
     tensor = torch.from_numpy(photo).permute(2, 0, 1).float() / 255
     assert torch.equal(model.prepare(tensor).layer, source.layer)

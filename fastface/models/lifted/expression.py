@@ -289,7 +289,7 @@ def _mouth_colours(image: Image, pixels: Array) -> Array:
     skin = np.median(image[places[:, 1], places[:, 0]].astype(np.float32), 0)
     light = float(skin.max()) / 235
     cast = skin / max(1.0, float(skin.max()))
-    teeth = 200 * light * (0.45 + 0.55 * cast)
+    teeth = 190 * light * (0.2 + 0.8 * cast)
     tongue = np.array([150, 78, 74], dtype=np.float32) * light * 0.7 * (0.5 + 0.5 * cast)
     cavity = np.array([44, 18, 16], dtype=np.float32) * light * (0.4 + 0.6 * cast)
     return np.stack([cavity, teeth, tongue]).astype(np.float32)
@@ -371,6 +371,7 @@ def _lids(eye: Eye, closing: float) -> tuple[Array, Array, Array]:
     up = np.where(eye.along >= stop, edge - eye.upper, up)
     ball = np.clip(eye.along - edge + 0.5, 0, 1)
     drawn = smoothstep((edge - eye.upper) / eye.lash, 0.15, 1.6)
+    drawn = drawn * smoothstep(opening / max(float(opening.max()), 1.0), 0.0, 0.75)  # fading out at the corners
     width = np.maximum(stop - eye.crease, 1.0)
     smooth = smoothstep((eye.along - eye.crease) / width, 0.15, 0.6) * (
         1 - smoothstep(eye.along - stop, 0.0, 0.75 * eye.lash)

@@ -7,6 +7,7 @@ is met, and composites the head over the picture that was behind it. See docs/li
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -634,13 +635,12 @@ def _surface_flow(field: Array, source: Source, config: LiftedConfig) -> Array:
     return np.asarray(flow, dtype=np.float32)
 
 
-_GRIDS: dict[int, Array] = {}
-
-
+@functools.cache
 def _pixels(size: int) -> Array:
-    if size not in _GRIDS:
-        _GRIDS[size] = np.stack(np.meshgrid(np.arange(size), np.arange(size)), -1).astype(np.float32)
-    return _GRIDS[size]
+    """``[size, size, 2]``: every pixel's own (x, y)."""
+    grid = np.stack(np.meshgrid(np.arange(size), np.arange(size)), -1).astype(np.float32)
+    grid.flags.writeable = False  # shared by all who ask
+    return grid
 
 
 def _warp(layer: Image, flow: Array) -> Image:
@@ -649,12 +649,13 @@ def _warp(layer: Image, flow: Array) -> Image:
     # Single hairs may slip between the samples, not further than the margin.
     alpha = cv2.dilate(cv2.extractChannel(layer, 3), np.ones((step + 1, step + 1), dtype=np.uint8))
     landed = cv2.remap(
-        alpha, np.ascontiguousarray(flow[::step, ::step]), None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE
+        alpha, np.ascontiguousarray(flow[::step, ::step]), None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT_101
     )
     x, y, w, h = (step * value for value in cv2.boundingRect(landed))
     part = slice(max(0, y - margin), y + h + margin), slice(max(0, x - margin), x + w + margin)
     out = np.zeros_like(layer)
-    out[part] = cv2.remap(layer, flow[part], None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    # A head that the photo cuts off is mirrored there: hair goes on as hair.
+    out[part] = cv2.remap(layer, flow[part], None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
     return out
 
 
