@@ -647,15 +647,24 @@ def _warp(layer: Image, flow: Array) -> Image:
     """The layer sampled at `flow`, bicubic, where any of it lands; transparent elsewhere."""
     step, margin = 4, 12
     # Single hairs may slip between the samples, not further than the margin.
-    alpha = cv2.dilate(cv2.extractChannel(layer, 3), np.ones((step + 1, step + 1), dtype=np.uint8))
+    thick = cv2.dilate(cv2.extractChannel(layer, 3), np.ones((step + 1, step + 1), dtype=np.uint8))
     landed = cv2.remap(
-        alpha, np.ascontiguousarray(flow[::step, ::step]), None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT_101
+        thick, np.ascontiguousarray(flow[::step, ::step]), None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE
     )
     x, y, w, h = (step * value for value in cv2.boundingRect(landed))
     part = slice(max(0, y - margin), y + h + margin), slice(max(0, x - margin), x + w + margin)
     out = np.zeros_like(layer)
-    # A head that the photo cuts off is mirrored there: hair goes on as hair.
-    out[part] = cv2.remap(layer, flow[part], None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
+    alpha = cv2.extractChannel(layer, 3)
+    if not (alpha[[0, -1]].any() or alpha[:, [0, -1]].any()):
+        out[part] = cv2.remap(layer, flow[part], None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+        return out
+    # A head that the photo cuts off is mirrored there, so that hair goes on as hair, but only where it is cut off.
+    mirrored = cv2.remap(layer, flow[part], None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
+    edge = cv2.remap(alpha, flow[part], None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    x, y = flow[part][..., 0], flow[part][..., 1]
+    beyond = (x < 0) | (y < 0) | (x > layer.shape[1] - 1) | (y > layer.shape[0] - 1)
+    out[part] = mirrored
+    out[part][beyond & (edge < 128)] = 0
     return out
 
 
