@@ -670,12 +670,42 @@ struct Planes {
   int64_t b, c, z, y;  // strides; rows are contiguous
 };
 
+// Copies one row of `count` channels so that each channel's voxels lie next to each other.
 template <class T>
-inline void copy_planar(const Params& p, int64_t b, int64_t c, int64_t z, T* to) {
+inline void planar_row(const T* from, int64_t from_c, int64_t from_x, int64_t count, int64_t width, T* to,
+                       int64_t to_c) {
+  int64_t x = 0;
+  if constexpr (sizeof(T) == 4) {
+    if (from_c == 1) {
+      const int64_t blocks = count / kLanes * kLanes;
+      for (; x + kLanes <= width; x += kLanes) {
+        for (int64_t c = 0; c < blocks; c += kLanes) {
+          vf block[kLanes];
+          for (int j = 0; j < kLanes; ++j) block[j] = load<kLanes>(from + (x + j) * from_x + c);
+          transpose<kLanes>(block);
+          for (int j = 0; j < kLanes; ++j) store<kLanes>(to + (c + j) * to_c + x, block[j]);
+        }
+        for (int64_t c = blocks; c < count; ++c) {
+          for (int64_t j = x; j < x + kLanes; ++j) to[c * to_c + j] = from[j * from_x + c];
+        }
+      }
+    }
+  }
+  for (int64_t c = 0; c < count; ++c) {
+    for (int64_t j = x; j < width; ++j) to[c * to_c + j] = from[c * from_c + j * from_x];
+  }
+}
+
+// The same for [begin, end) channels of all images, shared out among the threads of the region it is called from.
+template <class T>
+inline void copy_planar(const Params& p, int64_t begin, int64_t end, int64_t images_apart, T* to) {
   const int64_t* s = p.feature.stride;
-  const T* from = static_cast<const T*>(p.feature.data) + b * s[0] + c * s[1] + z * s[2];
-  for (int64_t y = 0; y < p.height; ++y) {
-    for (int64_t x = 0; x < p.width; ++x) to[y * p.width + x] = from[y * s[3] + x * s[4]];
+  const int64_t plane = p.height * p.width, volume = plane * p.depth;
+#pragma omp for schedule(static)
+  for (int64_t i = 0; i < p.batch * p.depth * p.height; ++i) {
+    const int64_t y = i % p.height, z = i / p.height % p.depth, b = i / p.height / p.depth;
+    const T* from = static_cast<const T*>(p.feature.data) + b * s[0] + begin * s[1] + z * s[2] + y * s[3];
+    planar_row(from, s[1], s[4], end - begin, p.width, to + b * images_apart + z * plane + y * p.width, volume);
   }
 }
 
@@ -701,6 +731,26 @@ struct Sink {
       const int64_t n = least(kLanes, count - i);
       for (int64_t j = 0; j < n; ++j) row[(i + j) * stride_x] = part[j];
     }
+  }
+
+  // The same voxels of G channels. Where the channels are neighbours in memory they are written together.
+  template <int G, class T>
+  inline void put_group(T* row, int64_t stride_c, int64_t i, int64_t count, const vf (&values)[G]) const {
+    if constexpr (G == 4) {
+      if (stride_c == 1 && stride_x != 1) {
+        alignas(64) float lanes[G * kLanes];
+        for (int g = 0; g < G; ++g) store<kLanes>(lanes + g * kLanes, values[g]);
+        for (int64_t j = 0; j < kLanes; j += 4) {
+          VecOf<4>::f block[4];
+          for (int g = 0; g < G; ++g) block[g] = load<4>(lanes + g * kLanes + j);
+          transpose<4>(block);
+          const int64_t n = least(4, count - i - j);
+          for (int64_t v = 0; v < n; ++v) store<4>(row + (i + j + v) * stride_x, block[v]);
+        }
+        return;
+      }
+    }
+    for (int g = 0; g < G; ++g) put(row + g * stride_c, i, count, values[g]);
   }
 };
 
@@ -749,9 +799,9 @@ inline void pack_warped(const Params& p, const Table& t, const Planes<T>& planes
     T* row = out + z * so[2] + y * so[3] + x * so[4];
     each_pair(w, nx, [&](int64_t i, const auto& left, const auto& right) {
       const vf x0 = load<kLanes>(t.x0 + x + i), x1 = load<kLanes>(t.x1 + x + i);
-      for (int g = 0; g < G; ++g) {
-        sink.put(row + g * so[1], i, nx, fma_(x1, right(runs + g * kRun), x0 * left(runs + g * kRun)));
-      }
+      vf values[G];
+      for (int g = 0; g < G; ++g) values[g] = fma_(x1, right(runs + g * kRun), x0 * left(runs + g * kRun));
+      sink.template put_group<G>(row, so[1], i, nx, values);
     });
   }
 }
@@ -785,13 +835,7 @@ bool pack_translations(const Params& p, int threads) {
   {
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < images; ++i) fill_table(p, space, tables, i);
-    if (copy) {
-#pragma omp for schedule(static)
-      for (int64_t i = 0; i < p.batch * p.channels * p.depth; ++i) {
-        const int64_t z = i % p.depth, c = i / p.depth % p.channels, b = i / p.depth / p.channels;
-        copy_planar(p, b, c, z, reinterpret_cast<T*>(copied.data) + i * plane);
-      }
-    }
+    if (copy) copy_planar(p, 0, p.channels, p.channels * volume, reinterpret_cast<T*>(copied.data));
     alignas(64) float runs[kGroup * kRun];
 #pragma omp for schedule(dynamic, step)
     for (int64_t i = 0; i < tasks; ++i) {
@@ -1193,13 +1237,7 @@ bool compose_translated_volumes(const Params& p, int threads) {
     for (int64_t i = 0; i < images; ++i) fill_table(p, space, tables, i);
     for (int64_t begin = 0; begin < channels; begin += chunk) {
       const int64_t end = least(channels, begin + chunk);
-      if (copy) {
-#pragma omp for schedule(static)
-        for (int64_t i = 0; i < p.batch * (end - begin) * p.depth; ++i) {
-          const int64_t z = i % p.depth, c = i / p.depth % (end - begin), b = i / p.depth / (end - begin);
-          copy_planar(p, b, begin + c, z, reinterpret_cast<T*>(copied.data) + ((b * chunk + c) * p.depth + z) * plane);
-        }
-      }
+      if (copy) copy_planar(p, begin, end, chunk * volume, reinterpret_cast<T*>(copied.data));
 #pragma omp for schedule(dynamic, step)
       for (int64_t i = 0; i < tasks; ++i) {
         int64_t z, y0, ny, x, nx;
@@ -1223,7 +1261,7 @@ bool compose_translated_volumes(const Params& p, int threads) {
         auto warp_group = [&](int64_t c, auto group) {
           constexpr int G = decltype(group)::value;
           const T* const base = planes.data + b * planes.b + (copy ? c - begin : c) * planes.c;
-          memset(sums, 0, sizeof sums / kGroup * G);
+          for (int g = 0; g < G; ++g) memset(sums + g * kMaxRows * kTile, 0, kMaxRows * kTile * sizeof(float));
           for (int64_t k = 0; k < motions; ++k) {
             const Table t = tables.at(b * motions + k);
             const Window w = window_of(t, x, nx);
@@ -1242,15 +1280,13 @@ bool compose_translated_volumes(const Params& p, int threads) {
               });
             }
           }
-          for (int g = 0; g < G; ++g) {
-            T* const out =
-                static_cast<T*>(p.out.data) + b * so[0] + (c + g) * so[1] + z * so[2] + y0 * so[3] + x * so[4];
-            for (int64_t r = 0; r < ny; ++r) {
-              const float* const sum = sums + (g * kMaxRows + r) * kTile;
-              for (int64_t j = 0; j < nx; j += kLanes) {
-                const vf value = load<kLanes>(sum + j) * load<kLanes>(scale + r * kTile + j);
-                sink.put(out + r * so[3], j, nx, value);
-              }
+          T* const out = static_cast<T*>(p.out.data) + b * so[0] + c * so[1] + z * so[2] + y0 * so[3] + x * so[4];
+          for (int64_t r = 0; r < ny; ++r) {
+            for (int64_t j = 0; j < nx; j += kLanes) {
+              const vf factor = load<kLanes>(scale + r * kTile + j);
+              vf values[G];
+              for (int g = 0; g < G; ++g) values[g] = load<kLanes>(sums + (g * kMaxRows + r) * kTile + j) * factor;
+              sink.template put_group<G>(out + r * so[3], so[1], j, nx, values);
             }
           }
         };
