@@ -400,6 +400,8 @@ def test_bad_motions(model, source) -> None:
         Motion.of(scale=0.0)
     with pytest.raises(TypeError, match="motion must be a Motion, got dict"):
         model.render(source, {"yaw": 3})
+    with pytest.raises(ValueError, match="source must be prepared at size 128, got one of size 512"):
+        Lifted(LiftedConfig(size=128)).render(source, good)
     with pytest.raises(ValueError, match="motions must not be empty"):
         Motion.cat([])
 

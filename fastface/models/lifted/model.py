@@ -178,7 +178,6 @@ class Lifted:
         pivot = frame.origin + frame.directions(np.array([0, config.pivot[0], config.pivot[1]], dtype=np.float32))
 
         # Who moves at rest: keypoints of the head against the body and the background.
-        jaw = pixels[list(topo.JAW), :2]
         head_zone = _head_zone(size, pixels, frame)
         outline = _outline(person * head_zone, pixels, frame)
         outline_points = (outline * (2 / (size - 1)) - 1).astype(np.float32)
@@ -199,9 +198,9 @@ class Lifted:
         )
         window = smoothstep(share, 0.02, 0.12)
 
-        window_pixels = _upsample(window, size)
-        matte = self._head_matte(image, person, pixels, frame, _upsample(share, size), window_pixels, jaw)
-        layer, plate = _layers(image, matte, person, window_pixels, _upsample(share, size), width * (size - 1) / 2)
+        free = _upsample(window, size)
+        matte = _head_matte(image, person, pixels, frame) * (free > 0)
+        layer, plate = _layers(image, matte, person, free, _upsample(share, size), width * (size - 1) / 2)
         missing = (image.astype(np.float32) - _over(layer, plate)).reshape(-1, 3)
         edge = np.nonzero(missing.any(1))[0]
         return Source(
@@ -246,60 +245,6 @@ class Lifted:
         mask = mask[y0 - top : y0 - top + side, x0 - left : x0 - left + side]
         return np.clip(_resize(mask, size), 0, 1)
 
-    def _head_matte(
-        self, image: Image, person: Array, pixels: Array, frame: expr.FaceFrame, share: Array, window: Array, jaw: Array
-    ) -> Array:
-        """``[S, S]``: the person's matte without collar and clothes."""
-        size = self.config.size
-        width = frame.width * (size - 1) / 2
-        small = 176
-        reduced = _resize(image, small)
-        scale = small / size
-        points = pixels[:, :2] * scale
-        unit = width * scale
-        labels = np.full((small, small), cv2.GC_PR_BGD, dtype=np.uint8)
-        ys, xs = np.mgrid[:small, :small].astype(np.float32)
-        # Upright coordinates of the face, in face widths from the chin.
-        axes = frame.axes[:2, :2] / np.linalg.norm(frame.axes[:2, :2], axis=1, keepdims=True)
-        chin = points[topo.CHIN]
-        u = ((xs - chin[0]) * axes[0, 0] + (ys - chin[1]) * axes[0, 1]) / unit
-        v = ((xs - chin[0]) * axes[1, 0] + (ys - chin[1]) * axes[1, 1]) / unit
-        ears = points[[topo.EAR_RIGHT, topo.EAR_LEFT]].mean(0)
-        ear = float(((ears - chin) * axes[1]).sum() / unit)  # negative: above the chin
-        mask = _resize(person, small)
-        above = v < ear + 0.12
-        face = np.zeros((small, small), dtype=np.uint8)
-        cv2.fillConvexPoly(face, cv2.convexHull(points[list(topo.FACE_OVAL)].round().astype(np.int32)), 1)
-        long_hair = _long_hair(reduced, (mask > 0.6) & (dilate(face, 0.05 * unit) == 0), u, v, ear)
-        labels[(mask > 0.5) & above] = cv2.GC_PR_FGD
-        labels[(mask > 0.5) & (v > 0) & (v < 0.5) & (np.abs(u) < 0.28)] = cv2.GC_PR_FGD
-        labels[(mask > 0.85) & (v < ear - 0.05)] = cv2.GC_FGD
-        labels[(v > 0.55) & (np.abs(u) > 0.75)] = cv2.GC_BGD
-        labels[v > 0.85] = cv2.GC_BGD
-        labels[long_hair & (mask > 0.5)] = cv2.GC_FGD
-        labels[mask < 0.12] = cv2.GC_BGD
-        labels[dilate(face, -0.03 * unit) > 0] = cv2.GC_FGD
-        if not ((labels == cv2.GC_BGD) | (labels == cv2.GC_PR_BGD)).any():
-            cut = np.ones((small, small), dtype=bool)
-        else:
-            cut = grab_cut(reduced, labels, 3)
-        # Keep what hangs together with the face.
-        count, parts = cv2.connectedComponents(cut.astype(np.uint8))
-        if count > 2:
-            inside = np.bincount(parts[face > 0], minlength=count)
-            inside[0] = 0
-            cut = parts == inside.argmax()
-        coarse = cv2.medianBlur(cut.astype(np.uint8), 5).astype(np.float32)
-        # Above the ears the person's matte decides alone: nothing there but head and hair.
-        free = smoothstep(v, ear - 0.08, ear + 0.10) * (1 - cv2.blur(long_hair.astype(np.float32), (5, 5)))
-        coarse = np.maximum(coarse, 1 - free)
-        soft = cv2.resize(cv2.GaussianBlur(coarse, (0, 0), 1.0), (size, size), interpolation=cv2.INTER_LINEAR)
-        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
-        soft = guided(soft, grey, max(2, round(0.03 * width)), 2e-4)
-        soft = smoothstep(soft, 0.25, 0.75)
-        alpha = refine(image.astype(np.float32) / 255, person, 0.045 * width)
-        return np.asarray(np.minimum(alpha, soft) * (window > 0), dtype=np.float32)
-
     # Rendering
 
     @torch.no_grad()
@@ -312,6 +257,10 @@ class Lifted:
         """The same frames as ``[B, H, W, 3]`` uint8, which a video writer takes as they are."""
         if not isinstance(motion, Motion):
             raise TypeError(f"motion must be a Motion, got {type(motion).__name__}")
+        if len(source.portrait) != self.config.size:
+            raise ValueError(
+                f"source must be prepared at size {self.config.size}, got one of size {len(source.portrait)}"
+            )
         flows = self._pose(source, motion)
         frames = [self._frame(source, motion, index, flows) for index in range(motion.batch)]
         return torch.from_numpy(np.stack(frames))
@@ -401,6 +350,59 @@ def as_image(portrait: Tensor | NDArray[np.generic]) -> Image:
             f"the portrait must be at least {MIN_IMAGE}x{MIN_IMAGE} pixels, got {image.shape[1]}x{image.shape[0]}"
         )
     return np.array(image, order="C")
+
+
+def _head_matte(image: Image, person: Array, pixels: Array, frame: expr.FaceFrame) -> Array:
+    """``[S, S]``: the person's matte without collar and clothes."""
+    size = image.shape[0]
+    width = frame.width * (size - 1) / 2
+    small = 176
+    reduced = _resize(image, small)
+    scale = small / size
+    points = pixels[:, :2] * scale
+    unit = width * scale
+    labels = np.full((small, small), cv2.GC_PR_BGD, dtype=np.uint8)
+    ys, xs = np.mgrid[:small, :small].astype(np.float32)
+    # Upright coordinates of the face, in face widths from the chin.
+    axes = frame.axes[:2, :2] / np.linalg.norm(frame.axes[:2, :2], axis=1, keepdims=True)
+    chin = points[topo.CHIN]
+    u = ((xs - chin[0]) * axes[0, 0] + (ys - chin[1]) * axes[0, 1]) / unit
+    v = ((xs - chin[0]) * axes[1, 0] + (ys - chin[1]) * axes[1, 1]) / unit
+    ears = points[[topo.EAR_RIGHT, topo.EAR_LEFT]].mean(0)
+    ear = float(((ears - chin) * axes[1]).sum() / unit)  # negative: above the chin
+    mask = _resize(person, small)
+    above = v < ear + 0.12
+    face = np.zeros((small, small), dtype=np.uint8)
+    cv2.fillConvexPoly(face, cv2.convexHull(points[list(topo.FACE_OVAL)].round().astype(np.int32)), 1)
+    long_hair = _long_hair(reduced, (mask > 0.6) & (dilate(face, 0.05 * unit) == 0), u, v, ear)
+    labels[(mask > 0.5) & above] = cv2.GC_PR_FGD
+    labels[(mask > 0.5) & (v > 0) & (v < 0.5) & (np.abs(u) < 0.28)] = cv2.GC_PR_FGD
+    labels[(mask > 0.85) & (v < ear - 0.05)] = cv2.GC_FGD
+    labels[(v > 0.55) & (np.abs(u) > 0.75)] = cv2.GC_BGD
+    labels[v > 0.85] = cv2.GC_BGD
+    labels[long_hair & (mask > 0.5)] = cv2.GC_FGD
+    labels[mask < 0.12] = cv2.GC_BGD
+    labels[dilate(face, -0.03 * unit) > 0] = cv2.GC_FGD
+    if not ((labels == cv2.GC_BGD) | (labels == cv2.GC_PR_BGD)).any():
+        cut = np.ones((small, small), dtype=bool)
+    else:
+        cut = grab_cut(reduced, labels, 3)
+    # Keep what hangs together with the face.
+    count, parts = cv2.connectedComponents(cut.astype(np.uint8))
+    if count > 2:
+        inside = np.bincount(parts[face > 0], minlength=count)
+        inside[0] = 0
+        cut = parts == inside.argmax()
+    coarse = cv2.medianBlur(cut.astype(np.uint8), 5).astype(np.float32)
+    # Above the ears the person's matte decides alone: nothing there but head and hair.
+    free = smoothstep(v, ear - 0.08, ear + 0.10) * (1 - cv2.blur(long_hair.astype(np.float32), (5, 5)))
+    coarse = np.maximum(coarse, 1 - free)
+    soft = cv2.resize(cv2.GaussianBlur(coarse, (0, 0), 1.0), (size, size), interpolation=cv2.INTER_LINEAR)
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
+    soft = guided(soft, grey, max(2, round(0.03 * width)), 2e-4)
+    soft = smoothstep(soft, 0.25, 0.75)
+    alpha = refine(image.astype(np.float32) / 255, person, 0.045 * width)
+    return np.minimum(alpha, soft)
 
 
 def _long_hair(image: Image, beside: NDArray[np.bool_], u: Array, v: Array, ear: float) -> NDArray[np.bool_]:
