@@ -31,11 +31,12 @@ _GRID_LIMIT = 65535  # CUDA's limit on the second and third grid axis
 
 @dataclass(frozen=True)
 class Config:
-    """How one kernel is cut: voxels and channels per program, channels per pass, and the warps that share them."""
+    """How one kernel is cut: voxels per program and the warps that share them, channels per pass, logits in flight."""
 
     block: int
     warps: int
     channels: int = 1
+    chunk: int = 8
     stages: int = 1
 
 
@@ -48,10 +49,18 @@ class Config:
 # "any".
 _CONFIGS: dict[tuple[str, str], dict[int | str, Config]] = {
     ("pack_motions", "first"): {"any": Config(block=128, warps=4)},
-    ("motion_field", "first"): {"any": Config(block=128, warps=4)},
-    ("compose_flow", "first"): {"any": Config(block=128, warps=4, channels=2)},
-    ("compose_flow", "last"): {"any": Config(block=32, warps=4, channels=32)},
-    # Four channels per thread spill on 10.0 with Triton 3.6.
+    ("motion_field", "first"): {
+        "any": Config(block=128, warps=4),
+        100: Config(block=128, warps=4, chunk=4),
+    },
+    ("compose_flow", "first"): {
+        "any": Config(block=128, warps=4, channels=2),
+        100: Config(block=128, warps=4, channels=2, chunk=4),
+    },
+    ("compose_flow", "last"): {
+        "any": Config(block=32, warps=4, channels=32),
+        100: Config(block=32, warps=8, channels=32, chunk=4),
+    },
     ("compose_volumes", "first"): {
         "any": Config(block=128, warps=4, channels=4),
         100: Config(block=128, warps=4, channels=2),
@@ -213,14 +222,30 @@ def _accumulate(e, fx, fy, fz, kp_source, kp_driving, linear, b, k, K, gx, gy, g
 
 
 @triton.jit
-def _blend(logits, stride_k, active, kp_source, kp_driving, linear, b, K, z, y, x, D, H, W, LINEAR: tl.constexpr):
+def _blend(
+    logits,
+    stride_k,
+    active,
+    kp_source,
+    kp_driving,
+    linear,
+    b,
+    K,
+    z,
+    y,
+    x,
+    D,
+    H,
+    W,
+    LINEAR: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
     """``sum_k softmax(logits)_k m_k`` with m_k the shift (LINEAR 0) or the whole motion, as (x, y, z), each [BLOCK].
 
     Online softmax, CHUNK logits at a time: each is read once, CHUNK loads are in flight, and registers do not grow with
     K. The subtracted maximum is 0 as long as it is -inf, so that motions switched off add nothing; all of them off
     gives 0 / 0 = NaN.
     """
-    CHUNK: tl.constexpr = 8 if LINEAR == 0 else 4
     gx = _grid(x, W)
     gy = _grid(y, H)
     gz = _grid(z, D)
@@ -344,6 +369,7 @@ def motion_field_fwd_kernel(
     out_x,
     out_c,
     LINEAR: tl.constexpr,
+    CHUNK: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -351,7 +377,9 @@ def motion_field_fwd_kernel(
     b = tl.program_id(2)
     z, y, x, active = _voxels(D, H, W, BLOCK)
     p_logits = logits + b.to(tl.int64) * logits_b + _spatial(z, y, x, logits_z, logits_y, logits_x, WIDE)
-    fx, fy, fz = _blend(p_logits, logits_k, active, kp_source, kp_driving, linear, b, K, z, y, x, D, H, W, LINEAR)
+    fx, fy, fz = _blend(
+        p_logits, logits_k, active, kp_source, kp_driving, linear, b, K, z, y, x, D, H, W, LINEAR, CHUNK
+    )
     if LINEAR == 0:
         fx += _grid(x, W)
         fy += _grid(y, H)
@@ -407,6 +435,7 @@ def compose_flow_fwd_kernel(
     out_y,
     out_x,
     LINEAR: tl.constexpr,
+    CHUNK: tl.constexpr,
     ALIGN: tl.constexpr,
     OCCLUDED: tl.constexpr,
     LAST: tl.constexpr,
@@ -421,7 +450,9 @@ def compose_flow_fwd_kernel(
     b = tl.program_id(2)
     z, y, x, active = _voxels(D, H, W, BLOCK)
     p_logits = logits + b.to(tl.int64) * logits_b + _spatial(z, y, x, logits_z, logits_y, logits_x, WIDE)
-    fx, fy, fz = _blend(p_logits, logits_k, active, kp_source, kp_driving, linear, b, K, z, y, x, D, H, W, LINEAR)
+    fx, fy, fz = _blend(
+        p_logits, logits_k, active, kp_source, kp_driving, linear, b, K, z, y, x, D, H, W, LINEAR, CHUNK
+    )
     if LINEAR == 0:
         pz = _shifted_pixel(z, fz, D, ALIGN)
         py = _shifted_pixel(y, fy, H, ALIGN)
@@ -643,6 +674,9 @@ def plan(
     }
     points = [call.kp_source, call.kp_driving, call.kp_source if call.linear is None else call.linear]
     size = [depth, height, width]
+    if call.op in ("motion_field", "compose_flow"):
+        # A linear part holds 15 numbers per motion where a translation holds 6.
+        constants["CHUNK"] = cut.chunk if call.linear is None else min(4, cut.chunk)
     if call.op == "motion_field":
         assert call.logits is not None
         arguments = [call.logits, *points, call.out, keypoints, *size, *call.logits.stride(), *call.out.stride()]
