@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+BENCH = "warp --full --device cuda --seconds 0.4"
 BUDGET = 8 * 60.0
 SHARE_OF_COPY = 0.6  # of the measured copy bandwidth, batch 16
 COPY_RATIO, COPY_SLACK_US = 1.2, 5.0  # batch 1 in a CUDA graph, against a copy of equal bytes
@@ -68,7 +69,7 @@ def run_all(out: Path, build: bool) -> int:
         ("targets", [python, str(Path(__file__).resolve()), "--out", str(out), "--measure-targets"], 90),
         (
             "bench",
-            [*fastface, "bench", "warp", "--full", "--device", "cuda", "--seconds", "0.4", "--csv", str(out)],
+            [*fastface, "bench", *BENCH.split(), "--csv", str(out)],
             BUDGET,
         ),
     ]

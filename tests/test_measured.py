@@ -1,4 +1,4 @@
-"""The table of default backends follows from rows: right everywhere, faster than eager everywhere, the fastest first."""
+"""The table of default backends follows from rows: right and faster than eager everywhere, the fastest first."""
 
 from __future__ import annotations
 

@@ -269,12 +269,14 @@ def test_the_module_holds_every_architecture() -> None:
     triton = pytest.importorskip("triton")
     cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
-    def held(kind: str) -> set[str]:
-        listing = subprocess.run([cuobjdump, kind, module.__file__], check=True, capture_output=True, text=True).stdout
-        return set(re.findall(r"sm_(\d+)", listing))
+    def dump(what: str) -> str:
+        return subprocess.run([cuobjdump, what, module.__file__], check=True, capture_output=True, text=True).stdout
 
-    assert held("--list-elf") == {str(number) for number in ARCHITECTURES}
-    assert held("--list-ptx") == {str(ARCHITECTURES[-1])}
+    assert set(re.findall(r"sm_(\d+)", dump("--list-elf"))) == {str(number) for number in ARCHITECTURES}
+    assert set(re.findall(r"sm_(\d+)", dump("--list-ptx"))) == {str(ARCHITECTURES[-1])}
+    stacks = re.findall(r"STACK:(\d+)", dump("--dump-resource-usage"))
+    assert len(stacks) >= 24 * len(ARCHITECTURES) and set(stacks) == {"0"}, "a kernel spills"
+    assert ".f64" not in dump("--dump-ptx"), "a kernel computes in float64"
 
 
 @needs_module
