@@ -229,6 +229,8 @@ def _run(args: argparse.Namespace) -> int:
                 sampler.add(frame)
                 clock.time("write", writer.write, frame, seconds)
                 bar.update()
+            if driver is not None and driver.frames == 1 and args.seconds is None:
+                raise _Stop(f"the driving video must have at least 2 frames, got 1: {args.driving}")
             if driver is not None and driver.missed == driver.frames:
                 raise _Stop(f"no face found in any of the {driver.frames} frames of {args.driving}, expected one")
         looped = time.perf_counter() - looping

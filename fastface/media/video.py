@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -217,7 +218,8 @@ class VideoWriter:
             seconds = self._last + 1 / self.fps if self.frames else 0.0
         if self.frames and seconds <= self._last:
             raise ValueError(f"seconds must grow, got {seconds:g} after {self._last:g}")
-        self._sink.write(frame, seconds)
+        with _one_line(self.path):
+            self._sink.write(frame, seconds)
         self._shape, self._last = frame.shape, seconds
         self.frames += 1
 
@@ -227,7 +229,8 @@ class VideoWriter:
             self._sink.abort()
             raise ValueError(f"no frame was written to {self.path}, expected at least one")
         try:
-            self._sink.finish(self._last + 1 / self.fps)
+            with _one_line(self.path):
+                self._sink.finish(self._last + 1 / self.fps)
         except BaseException:
             self._sink.abort()
             raise
@@ -246,6 +249,17 @@ class VideoWriter:
             self.close()
         else:
             self.abort()
+
+
+@contextlib.contextmanager
+def _one_line(path: Path) -> Iterator[None]:
+    """FFmpeg's own errors, such as a full disk, as a ValueError that names the file."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] == "av":
+            raise ValueError(f"cannot write {path}: {_reason(error)}") from error
+        raise
 
 
 def _partial(path: Path) -> Path:

@@ -173,6 +173,7 @@ def bad(tmp_path_factory) -> Path:
         (["{portrait}", "--driving", "{bad}"], "expected a video file, got the directory"),
         (["{portrait}", "--driving", "{bad}/absent.mp4"], "no such video"),
         (["{portrait}", "--driving", "{bad}/black.mp4"], "no face found in any of the 4 frames"),
+        (["{portrait}", "--driving", "{portrait}"], "must have at least 2 frames, got 1"),
         (["{portrait}", "--seconds", "0"], "--seconds must be above 0"),
         (["{portrait}", "--fps", "1000"], "--fps must be from 1 to 240, got 1000"),
         (["{portrait}", "--size", "10"], "--size must be from 64 to 2048, got 10"),
