@@ -64,7 +64,11 @@ def run_all(out: Path, build: bool) -> int:
         ("device", ["nvidia-smi"], 30),
         ("build", [python, "-m", "pip", "install", "-v", "--no-build-isolation", "--no-deps", "-e", "."], 240),
         ("doctor", [*fastface, "doctor"], 60),
-        ("tests", [python, "-m", "pytest", "-q", "-m", "gpu", "tests", "-p", "no:cacheprovider", *parallel], 240),
+        (
+            "tests",
+            [python, "-m", "pytest", "-q", "-m", "gpu", "tests/kernels", "-p", "no:cacheprovider", *parallel],
+            240,
+        ),
         ("selftest", [*fastface, "selftest"], 90),
         ("targets", [python, str(Path(__file__).resolve()), "--out", str(out), "--measure-targets"], 90),
         (
