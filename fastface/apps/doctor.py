@@ -31,6 +31,7 @@ PACKAGES = {
     "triton": "GPU kernels",
     "numpy": "",
     "opencv-python": "",
+    "pillow": "",
     "nvidia-ml-py": "GPU names and clocks",
     "mediapipe": "finding faces: pip install 'fastface-kernels[face]'",
     "av": "reading and writing video: pip install 'fastface-kernels[video]'",

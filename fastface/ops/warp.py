@@ -82,11 +82,7 @@ def pack_motions(
         ``[B, (K+1)*(C+1), D, H, W]`` in the dtype and memory format of `feature`; channel ``k*(C+1)`` is the heatmap of
         motion k.
     """
-    _check_keypoints(feature, "feature", kp_source, kp_driving, linear)
-    if not sigma2 > 0:
-        raise ValueError(f"sigma2 must be positive, got {sigma2}")
-    if out is not None:
-        _check_out(out, feature, _pack_shape(feature, kp_source))
+    _check_pack(feature, kp_source, kp_driving, linear, sigma2, out)
     backend = _route(backend, feature, kp_source, kp_driving, linear, out)
     sigma2, align_corners = float(sigma2), bool(align_corners)
     if backend == "reference":
@@ -157,8 +153,7 @@ def motion_field(
     Returns:
         ``[B, D, H, W, 3]`` contiguous float32 (float64 for float64 logits), (x, y, z) in [-1, 1] inside the source.
     """
-    _check_keypoints(logits, "logits", kp_source, kp_driving, linear)
-    _check_logits(logits, logits, kp_source)
+    _check_field(logits, kp_source, kp_driving, linear)
     backend = _route(backend, logits, kp_source, kp_driving, linear)
     if backend == "reference":
         return reference.motion_field(logits, kp_source, kp_driving, linear)
@@ -176,10 +171,7 @@ def _compose(
     align_corners: bool,
     backend: str | None,
 ) -> Tensor:
-    _check_keypoints(feature, "feature", kp_source, kp_driving, linear)
-    _check_logits(logits, feature, kp_source)
-    if occlusion is not None:
-        _check_occlusion(occlusion, feature)
+    _check_compose(feature, logits, kp_source, kp_driving, linear, occlusion)
     backend = _route(backend, feature, logits, kp_source, kp_driving, linear, occlusion)
     align_corners = bool(align_corners)
     if backend == "reference":
@@ -190,6 +182,35 @@ def _compose(
 
 
 # Checks: all in Python, all before a launch.
+
+
+def _check_pack(
+    feature: Tensor, kp_source: Tensor, kp_driving: Tensor, linear: Tensor | None, sigma2: float, out: Tensor | None
+) -> None:
+    _check_keypoints(feature, "feature", kp_source, kp_driving, linear)
+    if not sigma2 > 0:
+        raise ValueError(f"sigma2 must be positive, got {sigma2}")
+    if out is not None:
+        _check_out(out, feature, _pack_shape(feature, kp_source))
+
+
+def _check_compose(
+    feature: Tensor,
+    logits: Tensor,
+    kp_source: Tensor,
+    kp_driving: Tensor,
+    linear: Tensor | None,
+    occlusion: Tensor | None,
+) -> None:
+    _check_keypoints(feature, "feature", kp_source, kp_driving, linear)
+    _check_logits(logits, feature, kp_source)
+    if occlusion is not None:
+        _check_occlusion(occlusion, feature)
+
+
+def _check_field(logits: Tensor, kp_source: Tensor, kp_driving: Tensor, linear: Tensor | None) -> None:
+    _check_keypoints(logits, "logits", kp_source, kp_driving, linear)
+    _check_logits(logits, logits, kp_source)
 
 
 def _check_volume(volume: Tensor, name: str) -> None:
@@ -480,24 +501,47 @@ def _describe(call: WarpCall) -> tuple[str, torch.device, str]:
 def _build(op: str, *args: Any, **kwargs: Any) -> WarpCall:
     """The call that ``op(*args, **kwargs)`` would make, without running it."""
     if op == "pack_motions":
-        feature, kp_source, kp_driving = args
-        linear, out = kwargs.get("linear"), kwargs.get("out")
-        _check_keypoints(feature, "feature", kp_source, kp_driving, linear)
-        out = _new_volume(feature, _pack_shape(feature, kp_source)) if out is None else out
-        rest = {name: kwargs[name] for name in ("sigma2", "align_corners") if name in kwargs}
-        return _make_call(op, out, kp_source, kp_driving, linear, feature=feature, **rest)
+        return _build_pack(*args, **kwargs)
     if op == "motion_field":
-        logits, kp_source, kp_driving = args
-        linear = kwargs.get("linear")
-        _check_keypoints(logits, "logits", kp_source, kp_driving, linear)
-        return _make_call(op, _new_field(logits), kp_source, kp_driving, linear, logits=logits)
-    feature, logits, kp_source, kp_driving = args
-    linear = kwargs.get("linear")
-    _check_keypoints(feature, "feature", kp_source, kp_driving, linear)
-    _check_logits(logits, feature, kp_source)
-    rest = {name: kwargs[name] for name in ("occlusion", "align_corners") if name in kwargs}
-    out = _new_volume(feature, list(feature.shape))
-    return _make_call(op, out, kp_source, kp_driving, linear, feature=feature, logits=logits, **rest)
+        return _build_field(*args, **kwargs)
+    return _build_compose(op, *args, **kwargs)
+
+
+def _build_pack(
+    feature: Tensor,
+    kp_source: Tensor,
+    kp_driving: Tensor,
+    *,
+    linear: Tensor | None = None,
+    sigma2: float = 0.01,
+    align_corners: bool = False,
+    out: Tensor | None = None,
+) -> WarpCall:
+    _check_pack(feature, kp_source, kp_driving, linear, sigma2, out)
+    out = _new_volume(feature, _pack_shape(feature, kp_source)) if out is None else out
+    rest = {"feature": feature, "sigma2": sigma2, "align_corners": align_corners}
+    return _make_call("pack_motions", out, kp_source, kp_driving, linear, **rest)
+
+
+def _build_compose(
+    op: str,
+    feature: Tensor,
+    logits: Tensor,
+    kp_source: Tensor,
+    kp_driving: Tensor,
+    *,
+    linear: Tensor | None = None,
+    occlusion: Tensor | None = None,
+    align_corners: bool = False,
+) -> WarpCall:
+    _check_compose(feature, logits, kp_source, kp_driving, linear, occlusion)
+    rest = {"feature": feature, "logits": logits, "occlusion": occlusion, "align_corners": align_corners}
+    return _make_call(op, _new_volume(feature, list(feature.shape)), kp_source, kp_driving, linear, **rest)
+
+
+def _build_field(logits: Tensor, kp_source: Tensor, kp_driving: Tensor, *, linear: Tensor | None = None) -> WarpCall:
+    _check_field(logits, kp_source, kp_driving, linear)
+    return _make_call("motion_field", _new_field(logits), kp_source, kp_driving, linear, logits=logits)
 
 
 registry: Registry[WarpCall] = register(
