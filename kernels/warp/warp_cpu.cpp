@@ -323,8 +323,9 @@ struct Points {
 struct Grid {
   bool relative;
   float *coordinate[3], *identity[3];
+  float* centred[3];  // the voxel's distance from the centre of the axis; 0 if the units are coordinates
 
-  static int64_t floats(const Params& p) { return 2 * (round_up(p.width, 16) + p.height + p.depth); }
+  static int64_t floats(const Params& p) { return 3 * (round_up(p.width, 16) + p.height + p.depth); }
   void fill(const Space& space, bool relative_voxels, float* data) {
     relative = relative_voxels;
     const Axis* axes[3] = {&space.x, &space.y, &space.z};
@@ -333,18 +334,22 @@ struct Grid {
       const int64_t padded = a == 0 ? round_up(axis.size, 16) : axis.size;
       coordinate[a] = data;
       identity[a] = data + padded;
-      data += 2 * padded;
+      centred[a] = data + 2 * padded;
+      data += 3 * padded;
       for (int64_t i = 0; i < padded; ++i) {
         const int64_t at = least(i, axis.size - 1);
         const double from = axis.coordinate(at);
         coordinate[a][i] = static_cast<float>(from);
+        centred[a][i] = static_cast<float>(relative ? static_cast<double>(at) - axis.offset : 0.0);
         identity[a][i] = static_cast<float>(relative ? axis.voxel(at) - static_cast<double>(at) : from);
       }
     }
   }
 };
 
-// Along a row a motion is slope * x + constant in each coordinate.
+// Along a row a motion is slope * x + constant in each coordinate: in voxels from the centre of the source, or in
+// coordinates. A matrix far from the identity makes motions as large as the volume, so they are made relative to their
+// voxel only at the end.
 struct Line {
   float slope[3], constant[3];
 };
@@ -364,13 +369,8 @@ inline Line line_of(const Params& p, const Space& space, const Grid& grid, int64
     const Axis* axes[3] = {&space.x, &space.y, &space.z};
     for (int i = 0; i < 3; ++i) {
       slope[i] *= axes[i]->scale;
-      constant[i] = constant[i] * axes[i]->scale + axes[i]->offset;
+      constant[i] *= axes[i]->scale;
     }
-    // Voxel x of the row is x * offset + offset, with x in [-1, 1].
-    slope[0] -= space.x.offset;
-    constant[0] -= space.x.offset;
-    constant[1] -= static_cast<double>(y);
-    constant[2] -= static_cast<double>(z);
   }
   Line line;
   for (int i = 0; i < 3; ++i) {
@@ -431,9 +431,10 @@ inline void flow_tile(const Params& p, const Space& space, const Grid& grid, int
       const Blend<6> blend = blend_motions<6>(motions, scratch + i, top, lines[0].slope);
       const vf inverse = 1.0f / blend.weight;
       const vf at = load<kLanes>(grid.coordinate[0] + x + i);
-      store<kLanes>(to.x + i, fma_(blend.term[0], at, blend.term[3]) * inverse);
-      store<kLanes>(to.y + i, fma_(blend.term[1], at, blend.term[4]) * inverse);
-      store<kLanes>(to.z + i, fma_(blend.term[2], at, blend.term[5]) * inverse);
+      store<kLanes>(to.x + i, fma_(fma_(blend.term[0], at, blend.term[3]), inverse,
+                                   vf{} - load<kLanes>(grid.centred[0] + x + i)));
+      store<kLanes>(to.y + i, fma_(fma_(blend.term[1], at, blend.term[4]), inverse, vf{} - grid.centred[1][y]));
+      store<kLanes>(to.z + i, fma_(fma_(blend.term[2], at, blend.term[5]), inverse, vf{} - grid.centred[2][z]));
     }
   }
 }
@@ -864,12 +865,15 @@ bool pack_translations(const Params& p, int threads) {
 }
 
 // A motion that is no translation: coordinates are affine along a row.
-inline void affine_points(const Line& line, const Grid& grid, int64_t x, int64_t count, Points& to) {
+inline void affine_points(const Line& line, const Grid& grid, int64_t z, int64_t y, int64_t x, int64_t count,
+                          Points& to) {
   float* axes[3] = {to.x, to.y, to.z};
   for (int a = 0; a < 3; ++a) {
     const vf slope = vf{} + line.slope[a], constant = vf{} + line.constant[a];
+    const int64_t row = a == 1 ? y : z;
     for (int64_t i = 0; i < count; i += kLanes) {
-      store<kLanes>(axes[a] + i, fma_(load<kLanes>(grid.coordinate[0] + x + i), slope, constant));
+      const vf at = a == 0 ? load<kLanes>(grid.centred[0] + x + i) : vf{} + grid.centred[a][row];
+      store<kLanes>(axes[a] + i, fma_(load<kLanes>(grid.coordinate[0] + x + i), slope, constant) - at);
     }
   }
 }
@@ -928,7 +932,7 @@ bool pack_affine(const Params& p, int threads) {
         pack_heat(p, tables.at(image), k, z, y0, ny, x, nx, {so[4], false}, out);
         for (int64_t y = y0; y < y0 + ny; ++y) {
           const Line line = line_of(p, space, grid, b, k, z, y);
-          affine_points(line, grid, x, nx, points);
+          affine_points(line, grid, z, y, x, nx, points);
           make_taps<false>(p, points, z, y, x, nx, nullptr, taps);
           T* to = out + so[1] + z * so[2] + y * so[3] + x * so[4];
           for (int64_t c = 0; c < p.channels; c += 16) {
@@ -1168,7 +1172,7 @@ bool compose_sampled(const Params& p, bool volumes, int threads) {
         }
         memset(tiles, 0, static_cast<size_t>((end - begin) * kTile) * sizeof(float));
         for (int64_t k = 0; k < motions; ++k) {
-          affine_points(line_of(p, space, grid, b, k, z, y), grid, x, nx, points);
+          affine_points(line_of(p, space, grid, b, k, z, y), grid, z, y, x, nx, points);
           make_taps<true>(p, points, z, y, x, nx, scratch + k * kTile, taps);
           if (!cut.copy) set_offsets(own, nx, taps);
           each_chunk([&](int64_t c, int n, const T* base, const Strides& stride) {
