@@ -53,11 +53,12 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.tools: constraints.txt $(BIN)/python
-	$(BIN)/python -m pip install -q --upgrade -c constraints.txt pip $(BUILD_TOOLS)
+	@$(BIN)/python -m pip install -q --upgrade -c constraints.txt pip $(BUILD_TOOLS)
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.tools pyproject.toml setup.py $(NATIVE)
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install -v --no-build-isolation -c constraints.txt -e ".[dev]" \
+	@echo "installing and building; what pip says goes to $(VENV)/install.log"
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install -v --no-build-isolation -c constraints.txt -e ".[dev]" \
 		>$(VENV)/install.log 2>&1 || { tail -n 40 $(VENV)/install.log; exit 1; }
 	@grep -h "^ *fastface: " $(VENV)/install.log || true
 	@touch $@

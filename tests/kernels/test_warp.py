@@ -188,8 +188,9 @@ def test_cpu_takes_logits_of_another_dtype(op: str, feature_dtype: torch.dtype, 
 )
 def test_cpu_at_any_size(op, batch, channels, keypoints, size, linear, layout, align_corners, seed) -> None:
     shape = WarpShape(batch, channels, channels, keypoints, size)
-    case = inputs(op, shape, linear=linear, layout=layout, align_corners=align_corners, occlusion=True, seed=seed)
-    verdict = _verify.verify(case, "cpu")
+    options = {"linear": linear, "layout": layout, "align_corners": align_corners, "occlusion": True}
+    case, *peers = (inputs(op, shape, seed=seed + i, **options) for i in range(6))
+    verdict = _verify.verify(case, "cpu", peers)
     assert verdict.ok, str(verdict)
 
 
