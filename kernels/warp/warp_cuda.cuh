@@ -86,10 +86,6 @@ FASTFACE_HD float coordinate(int i, const Axis& axis) {
   return static_cast<float>(2 * i - (axis.size - 1)) / static_cast<float>(axis.size > 1 ? axis.size - 1 : 1);
 }
 
-FASTFACE_HD float pixel(float coordinate, const Axis& axis) {
-  return fmaf(coordinate, axis.scale, 0.5f * static_cast<float>(axis.size - 1));
-}
-
 // A pixel as its lower neighbour and the weight of the upper one; NaN stays in the weight.
 FASTFACE_HD int split(float pixel, int size, float& weight) {
   const float clamped = fminf(fmaxf(pixel, -2.0f), static_cast<float>(size) + 1.0f);
@@ -188,6 +184,12 @@ FASTFACE_HD int offset_in_channel(const View<5>& view, const Voxel& v) {
          v.x * static_cast<int>(view.stride[4]);
 }
 
+// The neighbours of voxel v moved by a shift in coordinates.
+FASTFACE_HD Corners shifted_corners(const Plan& plan, const Voxel& v, const float (&shift)[3]) {
+  return find_corners(plan, plan.p.feature, shifted_pixel(v.x, shift[0], plan.x), shifted_pixel(v.y, shift[1], plan.y),
+                      shifted_pixel(v.z, shift[2], plan.z));
+}
+
 // Keypoint k - 1 of an image; the background, k = 0, has none and gets the origin.
 FASTFACE_HD void load_point(const float* points, const Plan& plan, int b, int k, float (&point)[3]) {
   const float* from = points + (static_cast<int64_t>(b) * plan.p.keypoints + k - 1) * 3;
@@ -203,16 +205,18 @@ FASTFACE_HD void load_shift(const Plan& plan, int b, int k, float (&shift)[3]) {
   for (int i = 0; i < 3; ++i) shift[i] = source[i] - driving[i];
 }
 
-// Motion k as an affine map, 3 rows of (A_k, kp_source - A_k kp_driving); the identity for the background.
+// What motion k adds to a coordinate p, as an affine map of p: 3 rows of (A_k - 1, shift - (A_k - 1) kp_driving); zeros
+// for the background. Taken relative to p like this, a motion near the identity keeps digits that a coordinate would
+// lose.
 FASTFACE_HD void load_affine(const Plan& plan, int b, int k, float* map) {
-  float source[3], driving[3];
-  load_point(plan.p.kp_source, plan, b, k, source);
+  float shift[3], driving[3];
+  load_shift(plan, b, k, shift);
   load_point(plan.p.kp_driving, plan, b, k, driving);
   const int64_t index = plan.p.linear_per_keypoint ? static_cast<int64_t>(b) * plan.p.keypoints + k - 1 : b;
   for (int row = 0; row < 3; ++row) {
-    float moved = source[row];
+    float moved = shift[row];
     for (int column = 0; column < 3; ++column) {
-      const float a = k > 0 ? plan.p.linear[index * 9 + row * 3 + column] : (row == column ? 1.0f : 0.0f);
+      const float a = k > 0 ? plan.p.linear[index * 9 + row * 3 + column] - (row == column ? 1.0f : 0.0f) : 0.0f;
       map[row * 4 + column] = a;
       moved = fmaf(-a, driving[column], moved);
     }
@@ -407,18 +411,18 @@ FASTFACE_HD float heatmap_at(const Plan& plan, int b, int k, float x, float y, f
   return expf(-plan.inverse_two_sigma2 * to_driving) - expf(-plan.inverse_two_sigma2 * to_source);
 }
 
-// The neighbours of voxel v under motion k, with or without a linear part.
+// The neighbours of voxel v, at coordinates x, y, z, under motion k.
 FASTFACE_HD Corners motion_corners(const Plan& plan, int b, int k, const Voxel& v, float x, float y, float z) {
+  float shift[3];
   if (plan.p.linear == nullptr) {
-    float shift[3];
     load_shift(plan, b, k, shift);
-    return find_corners(plan, plan.p.feature, shifted_pixel(v.x, shift[0], plan.x),
-                        shifted_pixel(v.y, shift[1], plan.y), shifted_pixel(v.z, shift[2], plan.z));
+  } else {
+    float map[12];
+    load_affine(plan, b, k, map);
+    FASTFACE_UNROLL
+    for (int i = 0; i < 3; ++i) shift[i] = apply_row(map + 4 * i, x, y, z);
   }
-  float map[12];
-  load_affine(plan, b, k, map);
-  return find_corners(plan, plan.p.feature, pixel(apply_row(map, x, y, z), plan.x),
-                      pixel(apply_row(map + 4, x, y, z), plan.y), pixel(apply_row(map + 8, x, y, z), plan.z));
+  return shifted_corners(plan, v, shift);
 }
 
 // pack_motions with a linear part: a thread owns one voxel of one motion and shares its eight corners among the
@@ -426,7 +430,7 @@ FASTFACE_HD Corners motion_corners(const Plan& plan, int b, int k, const Voxel& 
 template <class T>
 struct PackLinear {
   static constexpr int kThreads = 128;
-  static constexpr int kBlocksPerProcessor = 7;
+  static constexpr int kBlocksPerProcessor = 5;
   static constexpr int kPhases = 1;
 
   static Grid prepare(Plan& plan, int) {
@@ -466,7 +470,7 @@ struct PackLinear {
 template <class T>
 struct PackLast {
   static constexpr int kThreads = 256;
-  static constexpr int kBlocksPerProcessor = 4;
+  static constexpr int kBlocksPerProcessor = 3;
   static constexpr int kPhases = 2;
   static constexpr int kVoxels = 32;
   static constexpr int kTileBytes = 32 * 1024;
@@ -576,7 +580,7 @@ struct Composer {
     }
   }
 
-  // The largest logit, the sum of exponentials and, with kFlow, the blended motion over this group's share of the
+  // The largest logit, the sum of exponentials and, with kFlow, the blended shift over this group's share of the
   // logits. The subtracted maximum is 0 as long as it is -inf: motions switched off then add nothing, and all of them
   // off ends in 0 / 0.
   template <class L, bool kFlow>
@@ -705,11 +709,10 @@ struct ComposeFlow : Composer {
       const Voxel v = locate(plan, static_cast<int>(first) + thread);
       const Reduced all = combine<true>(thread, partials(plan, shared));
       const float x = all.flow[0] / all.total, y = all.flow[1] / all.total, z = all.flow[2] / all.total;
-      const bool affine = p.linear != nullptr;
       float* result = results(plan, shared) + thread;
-      result[0] = affine ? pixel(x, plan.x) : shifted_pixel(v.x, x, plan.x);
-      result[kVoxels] = affine ? pixel(y, plan.y) : shifted_pixel(v.y, y, plan.y);
-      result[2 * kVoxels] = affine ? pixel(z, plan.z) : shifted_pixel(v.z, z, plan.z);
+      result[0] = shifted_pixel(v.x, x, plan.x);
+      result[kVoxels] = shifted_pixel(v.y, y, plan.y);
+      result[2 * kVoxels] = shifted_pixel(v.z, z, plan.z);
       result[3 * kVoxels] = visibility<T>(plan, block.z, v);
     } else {
       const float* result = results(plan, shared);
@@ -842,10 +845,10 @@ struct ComposeVolumes : Composer {
     for (int k = 0; k < motions; ++k) {
       const float weight = expf(load_logit<L>(view, base + k * view.stride[1]) - top) * inverse;
       const float* map = shared + k * map_size(plan);
-      const float px = affine ? pixel(apply_row(map, x, y, z), plan.x) : shifted_pixel(v.x, map[0], plan.x);
-      const float py = affine ? pixel(apply_row(map + 4, x, y, z), plan.y) : shifted_pixel(v.y, map[1], plan.y);
-      const float pz = affine ? pixel(apply_row(map + 8, x, y, z), plan.z) : shifted_pixel(v.z, map[2], plan.z);
-      add(find_corners(plan, plan.p.feature, px, py, pz), weight);
+      float shift[3];
+      FASTFACE_UNROLL
+      for (int a = 0; a < 3; ++a) shift[a] = affine ? apply_row(map + 4 * a, x, y, z) : map[a];
+      add(shifted_corners(plan, v, shift), weight);
     }
     return result[2 * kVoxels];
   }
@@ -871,12 +874,11 @@ struct MotionField : Composer {
       if (thread >= kVoxels || first + thread >= plan.voxels) return;
       const Voxel v = locate(plan, static_cast<int>(first) + thread);
       const Reduced all = combine<true>(thread, partials(plan, shared));
-      const bool affine = p.linear != nullptr;
       float* out = static_cast<float*>(p.out.data) + block.z * p.out.stride[0] + offset_in_channel(p.out, v);
       const int64_t stride = p.out.stride[1];
-      out[0] = all.flow[0] / all.total + (affine ? 0.0f : coordinate(v.x, plan.x));
-      out[stride] = all.flow[1] / all.total + (affine ? 0.0f : coordinate(v.y, plan.y));
-      out[2 * stride] = all.flow[2] / all.total + (affine ? 0.0f : coordinate(v.z, plan.z));
+      out[0] = all.flow[0] / all.total + coordinate(v.x, plan.x);
+      out[stride] = all.flow[1] / all.total + coordinate(v.y, plan.y);
+      out[2 * stride] = all.flow[2] / all.total + coordinate(v.z, plan.z);
     }
   }
 };

@@ -3,8 +3,8 @@ README.md.
 
 A translation moves a voxel i of an axis of n voxels to the pixel ``i + i/(n-1) - 1/2 + n/2 (kp_source - kp_driving)``
 (or, with align_corners, ``i + (n-1)/2 (kp_source - kp_driving)``): every axis on its own, so no grid exists in memory.
-Written like this the large number i enters exactly and is rounded once. With `linear` the coordinate is formed as the
-formula says.
+Written like this the large number i enters exactly and is rounded once. With `linear` the shift depends on the
+voxel: what the motion adds to its coordinate.
 
 Zeros outside come from the mask of the load and never from a zero weight, so that a NaN or an infinity beside the
 border does not leak in, and one inside the volume is not lost, as in ``grid_sample``. A coordinate is clamped before it
@@ -89,12 +89,6 @@ def _scale(n, ALIGN: tl.constexpr):
 
 
 @triton.jit
-def _pixel(x, n, ALIGN: tl.constexpr):
-    """The pixel of a coordinate."""
-    return x * _scale(n, ALIGN) + (n - 1).to(tl.float32) * 0.5
-
-
-@triton.jit
 def _shifted_pixel(i, shift, n, ALIGN: tl.constexpr):
     """The pixel of voxel i moved by `shift` in coordinates."""
     at = i.to(tl.float32)
@@ -154,43 +148,42 @@ def _shift(kp_source, kp_driving, b, k, K):
 
 
 @triton.jit
-def _row(at, real, gx, gy, gz, ROW: tl.constexpr):
-    """Row ROW of A times g; the identity for the background."""
-    a0 = tl.load(at + ROW * 3, mask=real, other=1.0 if ROW == 0 else 0.0)
-    a1 = tl.load(at + ROW * 3 + 1, mask=real, other=1.0 if ROW == 1 else 0.0)
-    a2 = tl.load(at + ROW * 3 + 2, mask=real, other=1.0 if ROW == 2 else 0.0)
-    return a0 * gx + a1 * gy + a2 * gz
+def _row(at, real, ox, oy, oz, ROW: tl.constexpr):
+    """Row ROW of A - 1 times an offset; 0 for the background."""
+    a0 = tl.load(at + ROW * 3, mask=real, other=1.0 if ROW == 0 else 0.0) - (1.0 if ROW == 0 else 0.0)
+    a1 = tl.load(at + ROW * 3 + 1, mask=real, other=1.0 if ROW == 1 else 0.0) - (1.0 if ROW == 1 else 0.0)
+    a2 = tl.load(at + ROW * 3 + 2, mask=real, other=1.0 if ROW == 2 else 0.0) - (1.0 if ROW == 2 else 0.0)
+    return a0 * ox + a1 * oy + a2 * oz
 
 
 @triton.jit
 def _motion(kp_source, kp_driving, linear, b, k, K, gx, gy, gz, LINEAR: tl.constexpr):
-    """``A_k (g - kp_driving_k) + kp_source_k``; LINEAR 1: A per image, 2: per keypoint."""
-    sx, sy, sz = _point(kp_source, b, k, K)
-    dx, dy, dz = _point(kp_driving, b, k, K)
-    real = (k <= K) & (k > 0)
-    at = linear + (b * 9 if LINEAR == 1 else (b * K + k - 1) * 9)
-    ox = gx - dx
-    oy = gy - dy
-    oz = gz - dz
-    mx = _row(at, real, ox, oy, oz, 0) + sx
-    my = _row(at, real, ox, oy, oz, 1) + sy
-    mz = _row(at, real, ox, oy, oz, 2) + sz
+    """What motion k adds to the coordinate g, ``(A_k - 1) (g - kp_driving_k) + kp_source_k - kp_driving_k``. LINEAR 0:
+    no A, 1: one per image, 2: one per keypoint.
+
+    Taken relative to g like this, a motion near the identity keeps digits that a coordinate would lose.
+    """
+    mx, my, mz = _shift(kp_source, kp_driving, b, k, K)
+    if LINEAR != 0:
+        dx, dy, dz = _point(kp_driving, b, k, K)
+        real = (k <= K) & (k > 0)
+        at = linear + (b * 9 if LINEAR == 1 else (b * K + k - 1) * 9)
+        ox = gx - dx
+        oy = gy - dy
+        oz = gz - dz
+        mx = _row(at, real, ox, oy, oz, 0) + mx
+        my = _row(at, real, ox, oy, oz, 1) + my
+        mz = _row(at, real, ox, oy, oz, 2) + mz
     return mx, my, mz
 
 
 @triton.jit
 def _motion_pixels(kp_source, kp_driving, linear, b, k, K, z, y, x, D, H, W, LINEAR: tl.constexpr, ALIGN: tl.constexpr):
     """Where motion k sends voxel (z, y, x), in pixels."""
-    if LINEAR == 0:
-        tx, ty, tz = _shift(kp_source, kp_driving, b, k, K)
-        pz = _shifted_pixel(z, tz, D, ALIGN)
-        py = _shifted_pixel(y, ty, H, ALIGN)
-        px = _shifted_pixel(x, tx, W, ALIGN)
-    else:
-        mx, my, mz = _motion(kp_source, kp_driving, linear, b, k, K, _grid(x, W), _grid(y, H), _grid(z, D), LINEAR)
-        pz = _pixel(mz, D, ALIGN)
-        py = _pixel(my, H, ALIGN)
-        px = _pixel(mx, W, ALIGN)
+    mx, my, mz = _motion(kp_source, kp_driving, linear, b, k, K, _grid(x, W), _grid(y, H), _grid(z, D), LINEAR)
+    pz = _shifted_pixel(z, mz, D, ALIGN)
+    py = _shifted_pixel(y, my, H, ALIGN)
+    px = _shifted_pixel(x, mx, W, ALIGN)
     return pz, py, px
 
 
@@ -212,16 +205,6 @@ def _spatial(z, y, x, stride_z, stride_y, stride_x, WIDE: tl.constexpr):
 
 
 @triton.jit
-def _accumulate(e, fx, fy, fz, kp_source, kp_driving, linear, b, k, K, gx, gy, gz, LINEAR: tl.constexpr):
-    """Adds ``e`` times motion k to the flow; of a translation only the shift, since the grid is the same in all."""
-    if LINEAR == 0:
-        mx, my, mz = _shift(kp_source, kp_driving, b, k, K)
-    else:
-        mx, my, mz = _motion(kp_source, kp_driving, linear, b, k, K, gx, gy, gz, LINEAR)
-    return fx + e * mx, fy + e * my, fz + e * mz
-
-
-@triton.jit
 def _blend(
     logits,
     stride_k,
@@ -240,7 +223,7 @@ def _blend(
     LINEAR: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """``sum_k softmax(logits)_k m_k`` with m_k the shift (LINEAR 0) or the whole motion, as (x, y, z), each [BLOCK].
+    """``sum_k softmax(logits)_k m_k`` with m_k what motion k adds to a coordinate: (x, y, z), each [BLOCK].
 
     Online softmax, CHUNK logits at a time: each is read once, CHUNK loads are in flight, and registers do not grow with
     K. The subtracted maximum is 0 as long as it is -inf, so that motions switched off add nothing; all of them off
@@ -274,7 +257,10 @@ def _blend(
         for i in tl.static_range(CHUNK):
             e = tl.exp(values[i] - subtracted)
             total += e
-            fx, fy, fz = _accumulate(e, fx, fy, fz, kp_source, kp_driving, linear, b, first + i, K, gx, gy, gz, LINEAR)
+            mx, my, mz = _motion(kp_source, kp_driving, linear, b, first + i, K, gx, gy, gz, LINEAR)
+            fx += e * mx
+            fy += e * my
+            fz += e * mz
     return fx / total, fy / total, fz / total
 
 
@@ -380,14 +366,10 @@ def motion_field_fwd_kernel(
     fx, fy, fz = _blend(
         p_logits, logits_k, active, kp_source, kp_driving, linear, b, K, z, y, x, D, H, W, LINEAR, CHUNK
     )
-    if LINEAR == 0:
-        fx += _grid(x, W)
-        fy += _grid(y, H)
-        fz += _grid(z, D)
     target = out + b.to(tl.int64) * out_b + _spatial(z, y, x, out_z, out_y, out_x, WIDE)
-    tl.store(target, fx, mask=active)
-    tl.store(target + out_c, fy, mask=active)
-    tl.store(target + 2 * out_c, fz, mask=active)
+    tl.store(target, fx + _grid(x, W), mask=active)
+    tl.store(target + out_c, fy + _grid(y, H), mask=active)
+    tl.store(target + 2 * out_c, fz + _grid(z, D), mask=active)
 
 
 @triton.jit
@@ -453,14 +435,9 @@ def compose_flow_fwd_kernel(
     fx, fy, fz = _blend(
         p_logits, logits_k, active, kp_source, kp_driving, linear, b, K, z, y, x, D, H, W, LINEAR, CHUNK
     )
-    if LINEAR == 0:
-        pz = _shifted_pixel(z, fz, D, ALIGN)
-        py = _shifted_pixel(y, fy, H, ALIGN)
-        px = _shifted_pixel(x, fx, W, ALIGN)
-    else:
-        pz = _pixel(fz, D, ALIGN)
-        py = _pixel(fy, H, ALIGN)
-        px = _pixel(fx, W, ALIGN)
+    pz = _shifted_pixel(z, fz, D, ALIGN)
+    py = _shifted_pixel(y, fy, H, ALIGN)
+    px = _shifted_pixel(x, fx, W, ALIGN)
     z0, wz = _split(pz, D)
     y0, wy = _split(py, H)
     x0, wx = _split(px, W)
@@ -605,9 +582,14 @@ def config(op: str, layout: str, capability: int | None) -> Config:
     return table.get(capability or "any", table["any"])
 
 
-def options(cut: Config) -> dict[str, Any]:
-    """What the compiler is told beside the constants. Fused multiply-adds round less often; their default changes."""
-    return {"num_warps": cut.warps, "num_stages": cut.stages, "enable_fp_fusion": True}
+def options(call: WarpCall, cut: Config) -> dict[str, Any]:
+    """What the compiler is told beside the constants.
+
+    Fused multiply-adds round less often; their default changes between versions. With a linear part the assembler, left
+    to itself, would rather spill than use more than 72 or 80 registers.
+    """
+    chosen = {"num_warps": cut.warps, "num_stages": cut.stages, "enable_fp_fusion": True}
+    return chosen if call.linear is None else chosen | {"maxnreg": 168}
 
 
 def refuse(call: WarpCall) -> str | None:
@@ -641,7 +623,7 @@ def _launch(call: WarpCall, index: int | None) -> None:
     layout = _layout(call)
     cut = config(call.op, layout, None if index is None else _capability(index))
     grid, arguments, constants = plan(call, cut, layout, 1 if index is None else _processors(index))
-    _KERNELS[call.op][grid](*arguments, **constants, **options(cut))
+    _KERNELS[call.op][grid](*arguments, **constants, **options(call, cut))
 
 
 def _layout(call: WarpCall) -> str:

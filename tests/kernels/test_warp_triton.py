@@ -51,7 +51,7 @@ def test_compiles_ahead_of_time_without_spills(op: str, capability: int) -> None
         report = triton_aot.compile_call(call, capability)
         assert report.spill_instructions == 0 and report.stack == 0, f"{name}: {report.stack} bytes of stack"
         assert report.shared <= SHARED_LIMIT, f"{name}: {report.shared} bytes of shared memory"
-        assert report.registers <= 128, f"{name}: {report.registers} registers"
+        assert report.registers <= 168, f"{name}: {report.registers} registers"
         assert ".f64" not in report.ptx, f"{name} computes in float64"
         if name.endswith("channels last"):
             assert re.search(r"LDG\.E\.(128|64)", report.sass), f"{name}: loads are not wide"

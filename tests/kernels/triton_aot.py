@@ -118,7 +118,7 @@ def compile_call(call: Any, capability: int) -> Report:
     layout = warp_triton._layout(call)
     cut = warp_triton.config(call.op, layout, capability)
     _, arguments, constants = warp_triton.plan(call, cut, layout, processors=132)
-    return compile_for(capability, warp_triton._KERNELS[call.op], arguments, constants, warp_triton.options(cut))
+    return compile_for(capability, warp_triton._KERNELS[call.op], arguments, constants, warp_triton.options(call, cut))
 
 
 if __name__ == "__main__":
