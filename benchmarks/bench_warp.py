@@ -36,7 +36,7 @@ def cases(device: str, quick: bool, compiled: bool) -> Iterator[Case]:
         yield make(op, "live_portrait", dtype=main[0], layout="channels_last")
     for op in OPS[:3]:
         yield make(op, "live_portrait", dtype=torch.bfloat16)
-    for op in OPS[:3]:
+    for op in OPS:
         yield make(op, "live_portrait", dtype=main[0], batch=4 if device == "cpu" else 16)
     if device == "cpu":
         for op in OPS[:3]:
