@@ -64,7 +64,7 @@ def markdown(rows: list[Row]) -> str:
             for provider, row in group.items():
                 if provider in BASELINES:
                     continue
-                wrong = not row["check"].startswith("ok")
+                wrong = row["check"].startswith("wrong")
                 cells = [
                     case_name(row),
                     provider,
