@@ -444,22 +444,22 @@ def _refuse_cpu(call: WarpCall) -> str | None:
 
 
 def _run_cpu(call: WarpCall) -> None:
-    _native.load("cpu").warp(call.op, *_params(call), torch.get_num_threads())
+    _native.load("cpu").warp(call.op, _params(call), torch.get_num_threads())
 
 
 def _refuse_cuda(call: WarpCall) -> str | None:
     reason = _refuse_kernel(call, "cuda") or _native.reason_missing("cuda")
-    return reason or _native.load("cuda").warp_refuse(call.op, *_params(call), call.volume.device.index) or None
+    return reason or _native.load("cuda").warp_refuse(call.op, _params(call), call.volume.device.index) or None
 
 
 def _run_cuda(call: WarpCall) -> None:
     index = call.volume.device.index
     stream = torch.cuda.current_stream(index).cuda_stream
-    _native.load("cuda").warp(call.op, *_params(call), index, stream)
+    _native.load("cuda").warp(call.op, _params(call), index, stream)
 
 
 def _params(call: WarpCall) -> tuple[Any, ...]:
-    """The fields of `warp::Params` (kernels/warp/warp.h) in its order, as the bindings take them."""
+    """`warp::PyParams` of csrc/bind_common.h, which turns it into `warp::Params` of kernels/warp/warp.h."""
     volume = call.volume
     out = call.out.movedim(-1, 1) if call.op == "motion_field" else call.out
     channels = 1 if call.feature is None else call.feature.shape[1]

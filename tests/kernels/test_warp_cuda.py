@@ -286,6 +286,6 @@ def test_without_a_gpu_a_call_raises_with_the_error_of_cuda() -> None:
     args, kwargs = case.arguments
     call = warp._build("motion_field", *args, **kwargs)
     with pytest.raises(RuntimeError, match=r"cudaError\w+ while asking for the current device"):
-        _native.load("cuda").warp("motion_field", *warp._params(call), 0, 0)
+        _native.load("cuda").warp("motion_field", warp._params(call), 0, 0)
     with pytest.raises(RuntimeError, match=r"cudaError\w+ while reading attribute"):
-        _native.load("cuda").warp_refuse("motion_field", *warp._params(call), 0)
+        _native.load("cuda").warp_refuse("motion_field", warp._params(call), 0)
