@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -82,7 +83,7 @@ def read_image(path: str | Path, *, max_side: int | None = 4096, min_side: int =
     except Pillow.DecompressionBombError as error:
         raise ValueError(f"the image must have at most {MAX_PIXELS} pixels: {path}") from error
     except (OSError, SyntaxError, EOFError, MemoryError, Pillow.UnidentifiedImageError) as error:
-        raise ValueError(f"cannot read an image from {path}: {_first_line(error)}") from error
+        raise ValueError(f"cannot read an image from {path}: {first_line(error)}") from error
 
 
 def _eight_bits(image: Any) -> Any:
@@ -97,15 +98,20 @@ def _eight_bits(image: Any) -> Any:
     return Pillow.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8))
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return text[0] if text else type(error).__name__
+
+
+def partial(path: Path) -> Path:
+    """A name beside `path` for what is not complete yet, unlike that of any other process or thread."""
+    return path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.partial{path.suffix}")
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` that takes its place when the block ends well, and is removed when it does not."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    temporary = partial(path)
     try:
         yield temporary
         os.replace(temporary, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from fractions import Fraction
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fastface.media.image import _first_line, synthetic_tag
+from fastface.media.image import first_line, partial, synthetic_tag
 
 Image = NDArray[np.uint8]
 
@@ -124,7 +125,7 @@ class VideoReader:
 
 def _reason(error: BaseException) -> str:
     """FFmpeg's words without the number and the path."""
-    return str(getattr(error, "strerror", None) or _first_line(error))
+    return str(getattr(error, "strerror", None) or first_line(error))
 
 
 def check_output(path: str | Path) -> str:
@@ -153,7 +154,16 @@ def check_output(path: str | Path) -> str:
 
 
 def _is_frame(path: Path) -> bool:
-    return path.name.startswith("frame_") and path.suffix == ".png"
+    """Whether `_Folder` wrote it: by the name, and by the tag and the time in its metadata."""
+    from PIL import Image as Pillow
+
+    if not re.fullmatch(r"frame_\d{5,}\.png", path.name) or path.is_symlink() or not path.is_file():
+        return False
+    try:
+        with Pillow.open(path) as opened:
+            return str(opened.info.get("Comment", "")).startswith("synthetic media; ") and "Time" in opened.info
+    except (OSError, SyntaxError, ValueError):
+        return False
 
 
 class _Sink(Protocol):
@@ -262,16 +272,12 @@ def _one_line(path: Path) -> Iterator[None]:
         raise
 
 
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-
-
 class _Container:
     """mp4 and its like: H.264 where FFmpeg has an encoder, else MPEG-4; a variable frame rate; sound."""
 
     def __init__(self, path: Path, fps: float, audio: Path | None, audio_start: float, notes: list[str]) -> None:
         av = _av()
-        self._path, self._temporary = path, _partial(path)
+        self._path, self._temporary = path, partial(path)
         self._notes = notes
         self._fps = fps
         options = {"movflags": "+faststart"} if path.suffix.lower() != ".mkv" else {}
@@ -412,7 +418,7 @@ class _Gif:
     """One palette for all frames, from the first, and ordered dither: nothing shimmers where nothing moves."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._temporary = path, _partial(path)
+        self._path, self._temporary = path, partial(path)
         self._frames: list[Any] = []
         self._times: list[float] = []
         self._palette: list[int] = []
@@ -487,9 +493,8 @@ class _Folder:
     """frame_00000.png and on."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._temporary = path, _partial(path)
+        self._path, self._temporary = path, partial(path)
         self._count = 0
-        shutil.rmtree(self._temporary, ignore_errors=True)
         self._temporary.mkdir()
 
     def write(self, frame: Image, seconds: float) -> None:
@@ -505,7 +510,9 @@ class _Folder:
 
     def finish(self, end: float) -> None:
         if self._path.is_dir():
-            shutil.rmtree(self._path)  # checked: it holds frames only
+            # Looked at anew: what came into the folder while the frames were made is not ours to delete.
+            check_output(self._path)
+            shutil.rmtree(self._path)
         os.replace(self._temporary, self._path)
 
     def abort(self) -> None:

@@ -150,6 +150,25 @@ def test_a_folder_of_pngs(tmp_path) -> None:
         check_output(target)
 
 
+def test_a_folder_with_anything_but_own_frames_is_kept(tmp_path) -> None:
+    """A photo under a frame's name is no frame, and neither is what comes while frames are written."""
+    from PIL import Image
+
+    target = tmp_path / "shots"
+    target.mkdir()
+    photo = target / "frame_00000.png"
+    Image.fromarray(frames(1)[0]).save(photo)
+    kept = photo.read_bytes()
+    with pytest.raises(ValueError, match="must be new or hold nothing else"):
+        VideoWriter(target)
+    assert photo.read_bytes() == kept
+    photo.unlink()
+    with pytest.raises(ValueError, match="must be new or hold nothing else"), VideoWriter(target) as writer:
+        writer.write(frames(1)[0])
+        photo.write_bytes(kept)
+    assert photo.read_bytes() == kept and [p.name for p in tmp_path.iterdir()] == ["shots"]
+
+
 @pytest.mark.parametrize("name", ["out.mp4", "out.gif", "out"])
 def test_an_error_leaves_nothing_behind(tmp_path, name) -> None:
     with pytest.raises(RuntimeError), VideoWriter(tmp_path / name) as writer:

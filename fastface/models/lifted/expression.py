@@ -392,8 +392,9 @@ def moves(values: Array, offsets: Array | None) -> bool:
 
 def redraw(
     layer: Image, expression: Expression, frame: FaceFrame, values: Array, offsets: Array | None, backend: str | None
-) -> Image:
-    """The head layer with its expression: ``[S, S, 4]`` uint8, in the portrait's own view.
+) -> tuple[Image, Array | None]:
+    """The head layer with its expression, ``[S, S, 4]`` uint8 in the portrait's own view, and how far each pixel of
+    the expression's box was carried, ``[h, w, 2]`` pixels, None where nothing was.
 
     Args:
         layer: ``[S, S, 4]`` premultiplied uint8 at rest.
@@ -415,7 +416,7 @@ def redraw(
         closing = float(values[EXPRESSIONS.index(name)])
         if closing != 0 or gaze != (0.0, 0.0):
             _draw_eye(out, layer, eye, closing, gaze, carried, expression.box)
-    return out
+    return out, carried
 
 
 Part = tuple[slice, slice]  # rows, columns

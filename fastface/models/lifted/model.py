@@ -308,18 +308,22 @@ class Lifted:
         values = motion.expression[index].cpu().float().numpy()
         offsets = None if motion.offsets is None else motion.offsets[index].cpu().float().numpy()
         still, plate = source.layer.numpy(), source.plate.numpy()
-        layer = still
+        layer, carried = still, None
         if expr.moves(values, offsets):
-            layer = expr.redraw(still, source.expression, source.frame, values, offsets, self.backend)
+            layer, carried = expr.redraw(still, source.expression, source.frame, values, offsets, self.backend)
         flow = flows[index]
         edge = source.edge.numpy()
         # Layer and plate are estimates near the border of the head. What they miss is added back where nothing moved,
         # and fades within a pixel of motion: at rest the frame is the portrait.
-        share = (layer.reshape(-1, 4)[edge] == still.reshape(-1, 4)[edge]).all(1).astype(np.float32)
+        share = np.ones(len(edge), dtype=np.float32)
+        if carried is not None:
+            x0, y0, x1, y1 = source.expression.box
+            ys, xs = np.divmod(edge, len(still))
+            inside = (xs >= x0) & (xs < x1) & (ys >= y0) & (ys < y1)
+            share[inside] = _resting(carried[ys[inside] - y0, xs[inside] - x0])
         if flow is not None:
             layer = _warp(layer, flow)
-            moved = flow.reshape(-1, 2)[edge] - _pixels(len(flow)).reshape(-1, 2)[edge]
-            share *= np.exp(-1.5 * (moved**2).sum(1))
+            share *= _resting(flow.reshape(-1, 2)[edge] - _pixels(len(flow)).reshape(-1, 2)[edge])
         out = plate.copy()
         x, y, w, h = cv2.boundingRect(cv2.extractChannel(layer, 3))
         part = slice(y, y + h), slice(x, x + w)
@@ -643,6 +647,11 @@ def _pixels(size: int) -> Array:
     grid = np.stack(np.meshgrid(np.arange(size), np.arange(size)), -1).astype(np.float32)
     grid.flags.writeable = False  # shared by all who ask
     return grid
+
+
+def _resting(moved: Array) -> Array:
+    """1 for a pixel that stays, fading to 0 within a pixel or two of motion; ``[N, 2]`` pixels to ``[N]``."""
+    return np.asarray(np.exp(-1.5 * (moved**2).sum(1)), dtype=np.float32)
 
 
 def _warp(layer: Image, flow: Array) -> Image:
