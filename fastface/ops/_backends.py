@@ -9,6 +9,7 @@ instead of falling back.
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
+from torch import Tensor
 
 __all__ = [
     "BACKENDS",
@@ -28,6 +30,7 @@ __all__ = [
     "register",
     "registries",
     "requested",
+    "route",
 ]
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
@@ -50,15 +53,32 @@ class Implementation(Generic[Call]):
 
 @dataclass(frozen=True)
 class Registry(Generic[Call]):
-    """The backends of one hot path. `describe` gives (op, device, shape class) of a call; `build` makes a call for
-    `explain`.
+    """The backends of one hot path.
+
+    Attributes:
+        ops: the public functions by name.
+        describe: gives (op, device, shape class) of a call.
+        prepare: makes the call that an op would make of its arguments, all of them, by name.
     """
 
     slug: str
-    ops: tuple[str, ...]
+    ops: Mapping[str, Callable[..., Any]]
     implementations: Mapping[str, Implementation[Call]]
     describe: Callable[[Call], tuple[str, torch.device, str]]
-    build: Callable[..., Call]
+    prepare: Callable[[str, Mapping[str, Any]], Call]
+
+    def build(self, op: str, *args: Any, **kwargs: Any) -> Call:
+        """The call that ``op(*args, **kwargs)`` would make, without running it; raises what the op would raise."""
+        return self.prepare(op, self.arguments(op, *args, **kwargs))
+
+    def arguments(self, op: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Every argument of ``op(*args, **kwargs)`` by name. Raises TypeError as the call would."""
+        try:
+            bound = inspect.signature(self.ops[op]).bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{op}: {error}") from None
+        bound.apply_defaults()
+        return bound.arguments
 
     def run(self, call: Call, backend: str) -> None:
         """Run a call on the backend asked for, or on the first that can when `backend` is empty."""
@@ -113,6 +133,22 @@ def requested(backend: str | None) -> str:
     return name
 
 
+def route(backend: str | None, *tensors: Tensor | None) -> str:
+    """The backend to pass on: "reference" where the traceable reference must run right here, "" for the op's choice.
+
+    Raises BackendUnavailable where a kernel is asked for and an input requires grad.
+    """
+    wish = requested(backend)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        if wish not in ("", "reference"):
+            raise BackendUnavailable(
+                f"backend {wish!r} has no gradient and an input requires grad: "
+                "use backend='reference', or torch.no_grad()"
+            )
+        return "reference"
+    return wish
+
+
 def preference(op: str, device: torch.device, shape_class: str) -> tuple[tuple[str, ...], str]:
     """The kernel backends to try, best first, and what to say where that list is empty."""
     if device.type == "cpu":
@@ -161,19 +197,23 @@ def explain(op: str, *args: Any, **kwargs: Any) -> str:
     if op not in registries:
         raise ValueError(f"op must be one of {', '.join(sorted(registries))}, got {op!r}")
     registry = registries[op]
-    wish = kwargs.pop("backend", None) or ""
-    call = registry.build(op, *args, **kwargs)
+    given = registry.arguments(op, *args, **kwargs)
+    call = registry.prepare(op, given)
     _, device, shape_class = registry.describe(call)
     order, why_not_more = preference(op, device, shape_class)
+    try:
+        wish = route(given["backend"], *(value for value in given.values() if isinstance(value, Tensor)))
+        outcome = f"would run: {registry.choose(call, wish)[0]}"
+    except BackendUnavailable as error:
+        wish, outcome = "", f"would raise: {error}"
     lines = [f"{op} on {device}, {shape_class} shape"]
     for name in BACKENDS:
         reason = registry.implementations[name].refuse(call)
         rank = "" if reason else (" (default)" if order[:1] == (name,) else "")
         lines.append(f"  {name:<10}{'usable' + rank if reason is None else 'no: ' + reason}")
-    try:
-        lines.append(f"  would run: {registry.choose(call, wish)[0]}")
-    except BackendUnavailable as error:
-        lines.append(f"  would raise: {error}")
+    lines.append(f"  {outcome}")
+    if wish == "reference" and requested(given["backend"]) != wish:
+        lines.append("  note: an input requires grad, and only the reference has a gradient")
     if not order and why_not_more:
         lines.append(f"  note: {why_not_more}")
     text = "\n".join(lines)

@@ -15,6 +15,7 @@ and BackendUnavailable where a backend chosen by ``backend=`` or FASTFACE_BACKEN
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +23,10 @@ import torch
 from torch import Tensor
 
 from fastface.kernels.warp import warp_reference as reference
-from fastface.ops import _native
-from fastface.ops._backends import BackendUnavailable, Implementation, Registry, register, requested
+from fastface.ops import _checks, _native
+from fastface.ops._backends import Implementation, Registry, register, route
 
 __all__ = ["WarpCall", "compose_flow", "compose_volumes", "motion_field", "pack_motions"]
-
-_OPS = ("pack_motions", "compose_flow", "compose_volumes", "motion_field")
-_KERNEL_DTYPES = tuple(_native.DTYPES)
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def pack_motions(
         motion k.
     """
     _check_pack(feature, kp_source, kp_driving, linear, sigma2, out)
-    backend = _route(backend, feature, kp_source, kp_driving, linear, out)
+    backend = route(backend, feature, kp_source, kp_driving, linear, out)
     sigma2, align_corners = float(sigma2), bool(align_corners)
     if backend == "reference":
         packed = reference.pack_motions(feature, kp_source, kp_driving, linear, sigma2, align_corners)
@@ -154,7 +152,7 @@ def motion_field(
         ``[B, D, H, W, 3]`` contiguous float32 (float64 for float64 logits), (x, y, z) in [-1, 1] inside the source.
     """
     _check_field(logits, kp_source, kp_driving, linear)
-    backend = _route(backend, logits, kp_source, kp_driving, linear)
+    backend = route(backend, logits, kp_source, kp_driving, linear)
     if backend == "reference":
         return reference.motion_field(logits, kp_source, kp_driving, linear)
     return _motion_field(logits, kp_source, kp_driving, linear, backend)
@@ -172,7 +170,7 @@ def _compose(
     backend: str | None,
 ) -> Tensor:
     _check_compose(feature, logits, kp_source, kp_driving, linear, occlusion)
-    backend = _route(backend, feature, logits, kp_source, kp_driving, linear, occlusion)
+    backend = route(backend, feature, logits, kp_source, kp_driving, linear, occlusion)
     align_corners = bool(align_corners)
     if backend == "reference":
         compose = reference.compose_flow if op == "compose_flow" else reference.compose_volumes
@@ -188,10 +186,16 @@ def _check_pack(
     feature: Tensor, kp_source: Tensor, kp_driving: Tensor, linear: Tensor | None, sigma2: float, out: Tensor | None
 ) -> None:
     _check_keypoints(feature, "feature", kp_source, kp_driving, linear)
-    if not sigma2 > 0:
-        raise ValueError(f"sigma2 must be positive, got {sigma2}")
-    if out is not None:
-        _check_out(out, feature, _pack_shape(feature, kp_source))
+    _checks.positive("sigma2", sigma2)
+    if out is None:
+        return
+    _checks.dense("out", out)
+    expected = _pack_shape(feature, kp_source)
+    if list(out.shape) != expected:
+        raise ValueError(f"out must be [B, (K+1)*(C+1), D, H, W] = {expected}, got {list(out.shape)}")
+    _checks.same_dtype("out", out, "feature", feature)
+    _checks.same_device("out", out, "feature", feature)
+    _checks.writable("out", out, feature=feature, kp_source=kp_source, kp_driving=kp_driving, linear=linear)
 
 
 def _check_compose(
@@ -204,8 +208,14 @@ def _check_compose(
 ) -> None:
     _check_keypoints(feature, "feature", kp_source, kp_driving, linear)
     _check_logits(logits, feature, kp_source)
-    if occlusion is not None:
-        _check_occlusion(occlusion, feature)
+    if occlusion is None:
+        return
+    _checks.dense("occlusion", occlusion)
+    expected = [feature.shape[0], 1, *feature.shape[3:]]
+    if list(occlusion.shape) != expected:
+        raise ValueError(f"occlusion must be [B, 1, H, W] = {expected}, got {list(occlusion.shape)}")
+    _checks.same_dtype("occlusion", occlusion, "feature", feature)
+    _checks.same_device("occlusion", occlusion, "feature", feature)
 
 
 def _check_field(logits: Tensor, kp_source: Tensor, kp_driving: Tensor, linear: Tensor | None) -> None:
@@ -214,15 +224,19 @@ def _check_field(logits: Tensor, kp_source: Tensor, kp_driving: Tensor, linear: 
 
 
 def _check_volume(volume: Tensor, name: str) -> None:
+    _checks.dense(name, volume)
     if volume.dim() != 5 or 0 in volume.shape:
         channels = "C" if name == "feature" else "K+1"
         raise ValueError(f"{name} must be [B, {channels}, D, H, W] with no size 0, got {list(volume.shape)}")
-    if volume.dtype not in _KERNEL_DTYPES and volume.dtype != torch.float64:
-        raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, got {volume.dtype}")
+    _checks.op_dtype(name, volume)
 
 
 def _check_keypoints(volume: Tensor, name: str, kp_source: Tensor, kp_driving: Tensor, linear: Tensor | None) -> None:
     _check_volume(volume, name)
+    points = {"kp_source": kp_source, "kp_driving": kp_driving} | ({} if linear is None else {"linear": linear})
+    for label, tensor in points.items():
+        _checks.dense(label, tensor)
+        _checks.floating(label, tensor)
     batch = volume.shape[0]
     if kp_source.dim() != 3 or kp_source.shape[0] != batch or kp_source.shape[1] < 1 or kp_source.shape[2] != 3:
         raise ValueError(f"kp_source must be [B, K, 3] with B = {batch} and K >= 1, got {list(kp_source.shape)}")
@@ -232,12 +246,8 @@ def _check_keypoints(volume: Tensor, name: str, kp_source: Tensor, kp_driving: T
         per_image, per_keypoint = (batch, 3, 3), (batch, kp_source.shape[1], 3, 3)
         if tuple(linear.shape) not in (per_image, per_keypoint):
             raise ValueError(f"linear must be {list(per_image)} or {list(per_keypoint)}, got {list(linear.shape)}")
-    for label, tensor in (("kp_source", kp_source), ("kp_driving", kp_driving), ("linear", linear)):
-        if tensor is None:
-            continue
-        if not tensor.is_floating_point():
-            raise TypeError(f"{label} must have a floating dtype, got {tensor.dtype}")
-        _check_device(label, tensor, name, volume)
+    for label, tensor in points.items():
+        _checks.same_device(label, tensor, name, volume)
 
 
 def _check_logits(logits: Tensor, volume: Tensor, kp_source: Tensor) -> None:
@@ -245,44 +255,7 @@ def _check_logits(logits: Tensor, volume: Tensor, kp_source: Tensor) -> None:
     expected = [volume.shape[0], kp_source.shape[1] + 1, *volume.shape[2:]]
     if list(logits.shape) != expected:
         raise ValueError(f"logits must be [B, K+1, D, H, W] = {expected}, got {list(logits.shape)}")
-    _check_device("logits", logits, "feature", volume)
-
-
-def _check_occlusion(occlusion: Tensor, feature: Tensor) -> None:
-    expected = [feature.shape[0], 1, *feature.shape[3:]]
-    if list(occlusion.shape) != expected:
-        raise ValueError(f"occlusion must be [B, 1, H, W] = {expected}, got {list(occlusion.shape)}")
-    if occlusion.dtype != feature.dtype:
-        raise TypeError(f"occlusion must be {feature.dtype} like feature, got {occlusion.dtype}")
-    _check_device("occlusion", occlusion, "feature", feature)
-
-
-def _check_out(out: Tensor, feature: Tensor, expected: list[int]) -> None:
-    if list(out.shape) != expected:
-        raise ValueError(f"out must be [B, (K+1)*(C+1), D, H, W] = {expected}, got {list(out.shape)}")
-    if out.dtype != feature.dtype:
-        raise TypeError(f"out must be {feature.dtype} like feature, got {out.dtype}")
-    _check_device("out", out, "feature", feature)
-    if any(stride == 0 and size > 1 for size, stride in zip(out.shape, out.stride(), strict=True)):
-        raise ValueError(f"out must not overlap itself, got strides {list(out.stride())} for {list(out.shape)}")
-
-
-def _check_device(label: str, tensor: Tensor, name: str, volume: Tensor) -> None:
-    if tensor.device != volume.device:
-        raise ValueError(f"{label} must be on {volume.device} like {name}, got {tensor.device}")
-
-
-def _route(backend: str | None, *tensors: Tensor | None) -> str:
-    """The backend to pass on: "reference" where the traceable reference must run right here, "" for the op's choice."""
-    wish = requested(backend)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        if wish not in ("", "reference"):
-            raise BackendUnavailable(
-                f"backend {wish!r} has no gradient and an input requires grad: "
-                "use backend='reference', or torch.no_grad()"
-            )
-        return "reference"
-    return wish
+    _checks.same_device("logits", logits, "feature", volume)
 
 
 # The registered ops: one node each for torch.compile, torch.export and CUDA graphs.
@@ -434,7 +407,7 @@ def _refuse_kernel(call: WarpCall, device_type: str) -> str | None:
     if call.volume.device.type != device_type:
         return f"the tensors are on {call.volume.device}, it needs {device_type}"
     for tensor in (call.feature, call.logits):
-        if tensor is not None and tensor.dtype not in _KERNEL_DTYPES:
+        if tensor is not None and tensor.dtype not in _checks.KERNEL_DTYPES:
             return f"dtype {tensor.dtype} (supported: float32, float16, bfloat16; float64 runs on the reference)"
     return None
 
@@ -498,56 +471,35 @@ def _describe(call: WarpCall) -> tuple[str, torch.device, str]:
     return call.op, call.volume.device, "single" if call.volume.shape[0] == 1 else "batch"
 
 
-def _build(op: str, *args: Any, **kwargs: Any) -> WarpCall:
-    """The call that ``op(*args, **kwargs)`` would make, without running it."""
-    if op == "pack_motions":
-        return _build_pack(*args, **kwargs)
+def _prepare(op: str, given: Mapping[str, Any]) -> WarpCall:
+    motion = given["kp_source"], given["kp_driving"], given["linear"]
     if op == "motion_field":
-        return _build_field(*args, **kwargs)
-    return _build_compose(op, *args, **kwargs)
-
-
-def _build_pack(
-    feature: Tensor,
-    kp_source: Tensor,
-    kp_driving: Tensor,
-    *,
-    linear: Tensor | None = None,
-    sigma2: float = 0.01,
-    align_corners: bool = False,
-    out: Tensor | None = None,
-) -> WarpCall:
-    _check_pack(feature, kp_source, kp_driving, linear, sigma2, out)
-    out = _new_volume(feature, _pack_shape(feature, kp_source)) if out is None else out
-    rest = {"feature": feature, "sigma2": sigma2, "align_corners": align_corners}
-    return _make_call("pack_motions", out, kp_source, kp_driving, linear, **rest)
-
-
-def _build_compose(
-    op: str,
-    feature: Tensor,
-    logits: Tensor,
-    kp_source: Tensor,
-    kp_driving: Tensor,
-    *,
-    linear: Tensor | None = None,
-    occlusion: Tensor | None = None,
-    align_corners: bool = False,
-) -> WarpCall:
-    _check_compose(feature, logits, kp_source, kp_driving, linear, occlusion)
-    rest = {"feature": feature, "logits": logits, "occlusion": occlusion, "align_corners": align_corners}
-    return _make_call(op, _new_volume(feature, list(feature.shape)), kp_source, kp_driving, linear, **rest)
-
-
-def _build_field(logits: Tensor, kp_source: Tensor, kp_driving: Tensor, *, linear: Tensor | None = None) -> WarpCall:
-    _check_field(logits, kp_source, kp_driving, linear)
-    return _make_call("motion_field", _new_field(logits), kp_source, kp_driving, linear, logits=logits)
+        logits = given["logits"]
+        _check_field(logits, *motion)
+        return _make_call(op, _new_field(logits), *motion, logits=logits)
+    feature = given["feature"]
+    rest = {"feature": feature, "align_corners": given["align_corners"]}
+    if op == "pack_motions":
+        out = given["out"]
+        _check_pack(feature, *motion, given["sigma2"], out)
+        out = _new_volume(feature, _pack_shape(feature, given["kp_source"])) if out is None else out
+        return _make_call(op, out, *motion, sigma2=given["sigma2"], **rest)
+    logits, occlusion = given["logits"], given["occlusion"]
+    _check_compose(feature, logits, *motion, occlusion)
+    return _make_call(
+        op, _new_volume(feature, list(feature.shape)), *motion, logits=logits, occlusion=occlusion, **rest
+    )
 
 
 registry: Registry[WarpCall] = register(
     Registry(
         slug="warp",
-        ops=_OPS,
+        ops={
+            "pack_motions": pack_motions,
+            "compose_flow": compose_flow,
+            "compose_volumes": compose_volumes,
+            "motion_field": motion_field,
+        },
         implementations={
             "reference": Implementation(refuse=lambda call: None, run=_run_reference),
             "cpu": Implementation(refuse=_refuse_cpu, run=_run_cpu),
@@ -555,6 +507,6 @@ registry: Registry[WarpCall] = register(
             "cuda": Implementation(refuse=_refuse_cuda, run=_run_cuda),
         },
         describe=_describe,
-        build=_build,
+        prepare=_prepare,
     )
 )

@@ -474,6 +474,9 @@ def good_arguments() -> dict[str, Tensor]:
             ValueError,
             "kp_source must be on cpu like feature, got meta",
         ),
+        ({"feature": [[0.0]]}, TypeError, "feature must be a tensor, got list"),
+        ({"kp_source": None}, TypeError, "kp_source must be a tensor, got NoneType"),
+        ({"logits": torch.zeros(2, 8, 4, 5, 6).to_sparse()}, TypeError, "logits must be a dense tensor, got layout"),
         ({"backend": "gpu"}, ValueError, "backend must be one of reference, cpu, triton, cuda, got 'gpu'"),
     ],
 )
@@ -486,8 +489,10 @@ def test_bad_arguments(change: dict, error: type[Exception], message: str) -> No
 @pytest.mark.parametrize(
     "change, error, message",
     [
-        ({"sigma2": 0.0}, ValueError, "sigma2 must be positive, got 0.0"),
-        ({"sigma2": float("nan")}, ValueError, "sigma2 must be positive, got nan"),
+        ({"sigma2": 0.0}, ValueError, "sigma2 must be positive and finite, got 0.0"),
+        ({"sigma2": float("nan")}, ValueError, "sigma2 must be positive and finite, got nan"),
+        ({"sigma2": float("inf")}, ValueError, "sigma2 must be positive and finite, got inf"),
+        ({"sigma2": "0.01"}, TypeError, "sigma2 must be a number, got str"),
         (
             {"out": torch.zeros(2, 8, 4, 5, 6)},
             ValueError,
@@ -499,9 +504,28 @@ def test_bad_arguments(change: dict, error: type[Exception], message: str) -> No
             "out must be torch.float32 like feature, got torch.float16",
         ),
         ({"out": torch.zeros(1, 32, 4, 5, 6).expand(2, -1, -1, -1, -1)}, ValueError, "out must not overlap itself"),
+        (
+            {"out": torch.zeros(4000).as_strided((2, 32, 4, 5, 6), (1200, 36, 30, 6, 1))},
+            ValueError,
+            "out must not overlap itself",
+        ),
     ],
 )
 def test_bad_arguments_of_pack_motions(change: dict, error: type[Exception], message: str) -> None:
     arguments = {name: value for name, value in good_arguments().items() if name != "logits"}
     with pytest.raises(error, match=message):
         ops.pack_motions(**arguments, **change)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
+def test_out_beside_the_feature_in_one_buffer(memory_format: torch.memory_format) -> None:
+    """Slices of channels of one buffer interleave without sharing an element; views that share one are refused."""
+    arguments = {name: value for name, value in good_arguments().items() if name != "logits"}
+    buffer = torch.randn(2, 40, 4, 5, 6).to(memory_format=memory_format)
+    kept = buffer.clone()
+    arguments["feature"] = buffer[:, 2:5]
+    ops.pack_motions(**arguments, out=buffer[:, 6:38])
+    assert torch.equal(buffer[:, 6:38], ops.pack_motions(**arguments))
+    assert torch.equal(buffer[:, :6], kept[:, :6]) and torch.equal(buffer[:, 38:], kept[:, 38:])
+    with pytest.raises(ValueError, match="out must not overlap feature, but both are views of the same memory"):
+        ops.pack_motions(**arguments, out=buffer[:, 4:36])

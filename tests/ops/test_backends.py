@@ -146,6 +146,19 @@ def test_explain_prints_every_backend(capsys: pytest.CaptureFixture[str]) -> Non
     assert "would raise: compose_flow: backend 'cuda' cannot run this call" in text
     with pytest.raises(ValueError, match="op must be one of .*compose_flow.*, got 'compose'"):
         fastface.explain("compose", *args)
+    with pytest.raises(TypeError, match="compose_flow: missing a required argument: 'kp_driving'"):
+        fastface.explain("compose_flow", *args[:3])
+
+
+def test_explain_knows_of_gradients() -> None:
+    args, kwargs = make().arguments
+    feature = args[0].clone().requires_grad_()
+    text = fastface.explain("compose_flow", feature, *args[1:], **kwargs)
+    assert "would run: reference\n  note: an input requires grad" in text
+    text = fastface.explain("compose_flow", feature, *args[1:], **kwargs, backend="cpu")
+    assert "would raise: backend 'cpu' has no gradient" in text
+    with torch.no_grad():
+        assert "requires grad" not in fastface.explain("compose_flow", feature, *args[1:], **kwargs)
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
