@@ -1,10 +1,11 @@
 """Builds fastface: pure Python always, the native modules where a compiler is found. torch is neither imported nor
 needed.
 
-FASTFACE_CUDA   unset: build the CUDA module if nvcc is found, and say so if not; 1: fail without it; 0: leave it out
-FASTFACE_CPU    unset: build the CPU module if a C++ compiler is found, and say so if not; 1: fail without it; 0: leave
-it out FASTFACE_CUDA_ARCHITECTURES   the CMake list to use instead of the default, for example "90-real" for a quick
-local build
+Environment variables:
+- FASTFACE_CUDA: unset builds the CUDA module if nvcc is found and says so if not; 1 fails without it; 0 leaves it out.
+- FASTFACE_CPU: unset builds the CPU module if a C++ compiler is found and says so if not; 1 fails without it; 0 leaves
+  it out.
+- FASTFACE_CUDA_ARCHITECTURES: a CMake list in place of the default, for example "90-real" for a quick local build.
 """
 
 from __future__ import annotations

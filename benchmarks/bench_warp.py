@@ -65,12 +65,12 @@ def _case(
         batch=batch,
         device=device,
         make=partial(_make, op, sizes, device, dtype, linear, layout, compiled),
-        bytes=_bytes(op, sizes, dtype),
+        bytes=bytes_moved(op, sizes, dtype),
         threads=threads or torch.get_num_threads(),
     )
 
 
-def _bytes(op: str, shape: _verify.WarpShape, dtype: torch.dtype) -> int:
+def bytes_moved(op: str, shape: _verify.WarpShape, dtype: torch.dtype) -> int:
     """Every input read once, every output written once; the keypoints are too few to count."""
     d, h, w = shape.size
     voxels, motions = shape.batch * d * h * w, shape.keypoints + 1

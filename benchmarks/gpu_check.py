@@ -71,11 +71,7 @@ def run_all(out: Path, build: bool) -> int:
         ),
         ("selftest", [*fastface, "selftest"], 90),
         ("targets", [python, str(Path(__file__).resolve()), "--out", str(out), "--measure-targets"], 90),
-        (
-            "bench",
-            [*fastface, "bench", *BENCH.split(), "--csv", str(out)],
-            BUDGET,
-        ),
+        ("bench", [*fastface, "bench", *BENCH.split(), "--csv", str(out)], BUDGET),
     ]
     done = []
     with (out / "log.txt").open("w") as log:
@@ -128,7 +124,7 @@ def measure_targets(out: Path) -> int:
 
     sys.path.insert(0, str(ROOT))
     from benchmarks import harness
-    from benchmarks.bench_warp import _bytes
+    from benchmarks.bench_warp import bytes_moved
     from fastface.ops import _verify
     from fastface.ops._verify import WarpShape
 
@@ -136,7 +132,7 @@ def measure_targets(out: Path) -> int:
         samples: dict[str, list[float]] = {name: [] for name in graphs}
         for _ in range(200):
             for name, graph in graphs.items():
-                samples[name].append(harness._time_cuda(graph))
+                samples[name].append(harness.time_cuda(graph))
         return {name: statistics.median(times) for name, times in samples.items()}
 
     results, missed = [], 0
@@ -148,20 +144,19 @@ def measure_targets(out: Path) -> int:
                 for batch in (1, 16):
                     shape = WarpShape(batch, 4, 32, 21, (16, 64, 64))
                     case = _verify.inputs(op, shape, dtype=dtype, device="cuda", layout=layout)
-                    size = _bytes(op, shape, dtype)
+                    size = bytes_moved(op, shape, dtype)
                     half = torch.empty(size // 2, dtype=torch.uint8, device="cuda").random_()
                     other = torch.empty_like(half)
-                    graphs = {"copy": harness._capture(lambda: other.copy_(half))[0]}  # noqa: B023, captured at once
+                    graphs = {"copy": harness.captured(lambda: other.copy_(half))}  # noqa: B023, captured at once
                     for backend in ("triton", "cuda"):
                         try:
                             verdict = _verify.verify(case, backend)
-                        except Exception as error:
+                            if verdict.ok:
+                                graphs[backend] = harness.captured(lambda b=backend: case.run(b))  # noqa: B023, as above
+                            else:
+                                print(f"{op} {backend} is wrong: {verdict}")
+                        except Exception as error:  # the other cases still deserve their turn
                             print(f"{op} {backend}: {error}")
-                            continue
-                        if verdict.ok:
-                            graphs[backend] = harness._capture(lambda b=backend: case.run(b))[0]  # noqa: B023, as above
-                        else:
-                            print(f"{op} {backend} is wrong: {verdict}")
                     times = median(graphs)
                     for backend in ("triton", "cuda"):
                         if backend not in times:

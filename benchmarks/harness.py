@@ -123,8 +123,11 @@ def _measure(
     if device == "cuda":
         for name, call in contenders.items():
             host[name] = _host_us(call)
-            calls[name], timing[name] = _capture(call)
-    once = _time_cuda if device == "cuda" else _time_clock
+            try:
+                calls[name], timing[name] = captured(call), "graph"
+            except Exception as error:  # not every contender can be captured; it still deserves a time
+                timing[name] = f"events (no graph: {type(error).__name__})"
+    once = time_cuda if device == "cuda" else _time_clock
     deadline = time.perf_counter() + seconds * len(calls)
     gc.collect()
     gc.disable()
@@ -152,7 +155,8 @@ def _flush_buffer() -> torch.Tensor:
     return torch.empty(max(2 * l2, 1 << 26), dtype=torch.uint8, device="cuda")
 
 
-def _time_cuda(call: Callable[[], object]) -> float:
+def time_cuda(call: Callable[[], object]) -> float:
+    """Microseconds of one call on the current stream, behind a flush of the L2 cache."""
     _flush_buffer().zero_()
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
@@ -173,16 +177,16 @@ def _host_us(call: Callable[[], object]) -> float:
     return spent
 
 
-def _capture(call: Callable[[], object]) -> tuple[Callable[[], object], str]:
+def captured(call: Callable[[], object]) -> Callable[[], object]:
+    """The call as a CUDA graph. Raises what capturing it raises."""
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph):
             call()
-    except Exception as error:  # not every contender can be captured; it still deserves a time
+    finally:
         torch.cuda.synchronize()
-        return call, f"events (no graph: {type(error).__name__})"
-    return graph.replay, "graph"
+    return graph.replay
 
 
 def _peak_mib(call: Callable[[], object], device: str) -> float | None:
@@ -216,7 +220,7 @@ def copy_bandwidth(device: str, threads: int) -> float:
     """Measured bytes per second of a large copy, counting reads and writes: the ceiling of memory-bound code here."""
     source = torch.empty((1 << 28 if device == "cpu" else 1 << 30) // 4, device=device).fill_(1.0)
     target = torch.empty_like(source).copy_(source)
-    once = _time_cuda if device == "cuda" else _time_clock
+    once = time_cuda if device == "cuda" else _time_clock
     spent = statistics.median(once(lambda: target.copy_(source)) for _ in range(15))
     return 2 * source.nbytes / (spent * 1e-6)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 Image = NDArray[np.uint8]
@@ -139,30 +140,27 @@ def run(args: argparse.Namespace) -> int:
         )
         return 2
     except KeyboardInterrupt:
-        print("fastface animate: interrupted, nothing was written", file=sys.stderr)
+        print("fastface animate: interrupted; no half-written file is left", file=sys.stderr)
         return 130
 
 
 def _run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     _check(args)
-    from fastface import media
+    from fastface import media, ops
     from fastface.models.lifted import PRESETS, DrivingMotion, Lifted, LiftedConfig
 
     demo = args.portrait is None
     name = args.motion or ("talk" if demo else "idle")
     stem = "astronaut" if demo else Path(args.portrait).stem
     output = Path(args.output or f"{stem}_{Path(args.driving).stem if args.driving else name}.mp4")
-    media.check_output(output)
     sheet = None if args.contact_sheet is None else Path(args.contact_sheet)
     if sheet is None and demo:
         sheet = output.with_name(f"{output.stem}_sheet.png") if output.suffix else Path(f"{output}_sheet.png")
-    if sheet is not None and sheet.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise _Stop(f"the contact sheet's extension must be .png, .jpg or .jpeg, got {sheet.suffix or 'none'}: {sheet}")
+    _check_places([Path(path) for path in (args.portrait, args.driving) if path is not None], output, sheet)
+    point = torch.zeros(1, 1, 3)
+    ops.motion_field(torch.zeros(1, 2, 1, 1, 1), point, point, backend=args.backend)  # refuses before any work is done
     photo = _demo_portrait() if demo else media.read_image(args.portrait, max_side=1920 if args.full else 4096)
-    for path in (args.portrait, args.driving):
-        if path is not None and output.exists() and Path(path).exists() and os.path.samefile(output, path):
-            raise _Stop(f"the output would overwrite the input {path}")
     say = (lambda line: None) if args.json else print
     loaded = time.perf_counter()
 
@@ -286,6 +284,27 @@ def _check(args: argparse.Namespace) -> None:
             raise _Stop(f"--{name.replace('_', '-')} must be from 0 to 3, got {value:g}")
     if not 0 <= args.smoothing <= 100:
         raise _Stop(f"--smoothing must be from 0 to 100, got {args.smoothing:g}")
+
+
+def _check_places(inputs: list[Path], output: Path, sheet: Path | None) -> None:
+    """Refuse an output that cannot be written, and one that would replace an input or the other output."""
+    from fastface import media
+
+    media.check_output(output)
+    if sheet is not None:
+        media.check_image_output(sheet)
+        if _inside(sheet, output):
+            raise _Stop(f"the contact sheet {sheet} would lie in the output {output}")
+    for path in inputs:
+        if _inside(path, output) or (sheet is not None and _inside(path, sheet)):
+            raise _Stop(f"the output would overwrite the input {path}")
+
+
+def _inside(path: Path, other: Path) -> bool:
+    """Whether replacing `other` replaces `path`: the same file by any name, or a file in that folder."""
+    if path.exists() and other.exists() and os.path.samefile(path, other):
+        return True
+    return path.resolve().is_relative_to(other.resolve())
 
 
 def _demo_portrait() -> Image:

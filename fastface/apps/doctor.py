@@ -17,7 +17,7 @@ import torch
 
 from fastface._version import __version__
 from fastface.ops import _native, _verify
-from fastface.ops._backends import BACKENDS, BackendUnavailable, preference, registries
+from fastface.ops._backends import BACKENDS, BackendUnavailable, preference, registries, requested
 
 ENVIRONMENT = {
     "FASTFACE_BACKEND": "the backend of every op: reference, cpu, triton or cuda; raises where it cannot run",
@@ -65,6 +65,10 @@ def collect() -> dict[str, Any]:
         for name, entry in native.items()
         if not entry["usable"] and not entry["build"].get("skipped") and entry["build"]
     ]
+    try:
+        requested(None)
+    except ValueError as error:
+        problems.append(str(error))
     return {
         "fastface": __version__,
         "git": stamp.get("git", ""),
@@ -119,7 +123,7 @@ def _backends(op: str) -> dict[str, Any]:
         call = registry.build(op, *args, **kwargs)
         try:
             chosen = registry.choose(call)[0]
-        except BackendUnavailable as error:
+        except (BackendUnavailable, ValueError) as error:
             chosen = f"raises: {error}"
         result[device] = {
             "runs": chosen,
@@ -164,6 +168,6 @@ def render(report: dict[str, Any]) -> str:
     lines.append("\nenvironment")
     for name, use in ENVIRONMENT.items():
         value = report["environment"][name]
-        lines.append(f"  {name:<18}{'unset' if value is None else value!r:<8} {use}")
+        lines.append(f"  {name:<18}{'unset' if value is None else repr(value):<8} {use}")
     lines += [f"\nPROBLEM  {problem}" for problem in report["problems"]] or ["\nno problems found"]
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """Runs every backend that can run here against the reference in float64, on fresh random inputs: odd sizes, 16-bit
 types, sliced and channels_last tensors. Exits with 1 if any result is wrong.
 
-  fastface selftest                     everything, a few seconds on a CPU
+  fastface selftest                     everything
   fastface selftest --op compose_flow --backend cuda
 """
 

@@ -7,10 +7,10 @@ with ten iris points behind it where the detector gives them.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -97,7 +97,7 @@ class MediaPipeLandmarks:
     """
 
     def __init__(self, *, video: bool = False, max_faces: int = 8, min_confidence: float = 0.5) -> None:
-        solutions = _solutions()
+        solutions = mediapipe_solutions()
         self._video, self._max_faces = video, max_faces
         self._mesh: Any = None
         self._finder: Any = None
@@ -137,7 +137,7 @@ class MediaPipeLandmarks:
     def _detect(self, image: Image) -> list[Face]:
         image = np.ascontiguousarray(image)
         if self._mesh is None:
-            with _silent():  # MediaPipe logs from C++ when a graph starts, before any Python setting could reach it
+            with silence:  # MediaPipe logs from C++ when a graph starts, before any Python setting could reach it
                 self._mesh = self._make_mesh()
                 result = self._mesh.process(image)
         else:
@@ -175,7 +175,7 @@ class MediaPipeLandmarks:
         """The long-range detector's faces: centre x, y and size in pixels."""
         image = np.ascontiguousarray(image)
         if self._finder is None:
-            with _silent():
+            with silence:
                 self._finder = self._make_finder()
                 result = self._finder.process(image)
         else:
@@ -230,32 +230,47 @@ def _unreduce(points: FloatArray, scale: float) -> FloatArray:
     return np.asarray(full, dtype=np.float32)
 
 
-def _solutions() -> Any:
+def mediapipe_solutions() -> Any:
     """`mediapipe.solutions`, imported quietly."""
     os.environ.setdefault("GLOG_minloglevel", "3")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        with _silent():
+        with silence:
             import mediapipe
     except ImportError as error:
         raise ImportError(_INSTALL) from error
     return mediapipe.solutions
 
 
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Send the process's stderr (file descriptor 2, so C++ logs as well) to nowhere while the block runs."""
-    try:
-        sys.stderr.flush()
-        kept = os.dup(2)
-    except (OSError, ValueError, AttributeError):  # no stderr to silence, as under pythonw
-        yield
-        return
-    try:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 2)
-        os.close(null)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+class _Silence:
+    """Sends the process's stderr (file descriptor 2, so C++ logs as well) to nowhere while any thread is inside."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._kept: int | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside > 1:
+                return
+            try:
+                sys.stderr.flush()
+                self._kept = os.dup(2)
+            except (OSError, ValueError, AttributeError):  # no stderr to silence, as under pythonw
+                return
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, 2)
+            os.close(null)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0 and self._kept is not None:
+                os.dup2(self._kept, 2)
+                os.close(self._kept)
+                self._kept = None
+
+
+silence = _Silence()  # there is one file descriptor 2, so one of these

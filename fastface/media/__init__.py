@@ -1,6 +1,15 @@
 """Reading and writing images and video."""
 
-from fastface.media.image import contact_sheet, read_image, synthetic_tag, write_image
+from fastface.media.image import check_image_output, contact_sheet, read_image, synthetic_tag, write_image
 from fastface.media.video import VideoReader, VideoWriter, check_output
 
-__all__ = ["VideoReader", "VideoWriter", "check_output", "contact_sheet", "read_image", "synthetic_tag", "write_image"]
+__all__ = [
+    "VideoReader",
+    "VideoWriter",
+    "check_image_output",
+    "check_output",
+    "contact_sheet",
+    "read_image",
+    "synthetic_tag",
+    "write_image",
+]

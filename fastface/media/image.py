@@ -17,6 +17,7 @@ from fastface._version import __version__
 
 Image = NDArray[np.uint8]
 
+_FORMATS = (".png", ".jpg", ".jpeg")
 MAX_PIXELS = 178_000_000  # Pillow's own limit; a larger header is more often an attack than a photo
 
 
@@ -108,6 +109,25 @@ def partial(path: Path) -> Path:
     return path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.partial{path.suffix}")
 
 
+def check_parent(path: Path) -> None:
+    """Raises ValueError where nothing can be written at `path`; the folders up to it may still be missing."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise ValueError(f"expected a folder, got the file {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"cannot write into the folder {folder}")
+
+
+def check_image_output(path: str | Path) -> None:
+    """Raises ValueError for what `write_image` cannot write: another extension, a directory, a place without access."""
+    path = Path(path)
+    if path.suffix.lower() not in _FORMATS:
+        raise ValueError(f"the image's extension must be .png, .jpg or .jpeg, got {path.suffix or 'none'}: {path}")
+    if path.is_dir():
+        raise ValueError(f"expected a file name, got the directory {path}")
+    check_parent(path)
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` that takes its place when the block ends well, and is removed when it does not."""
@@ -123,14 +143,13 @@ def write_image(path: str | Path, image: Image) -> None:
     """Write ``[H, W, 3]`` uint8 as PNG or JPEG by the extension, tagged as synthetic.
 
     Raises:
-        ValueError: another extension.
+        ValueError: as `check_image_output`.
     """
     from PIL import Image as Pillow
     from PIL import PngImagePlugin
 
     path = Path(path)
-    if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise ValueError(f"the image's extension must be .png, .jpg or .jpeg, got {path.suffix or 'none'}: {path}")
+    check_image_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = Pillow.fromarray(np.ascontiguousarray(image))
     with replacing(path) as temporary:

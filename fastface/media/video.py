@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fastface.media.image import first_line, partial, synthetic_tag
+from fastface.media.image import check_parent, first_line, partial, synthetic_tag
 
 Image = NDArray[np.uint8]
 
@@ -132,12 +132,11 @@ def check_output(path: str | Path) -> str:
     """What a path will be written as: "container", "gif" or "folder".
 
     Raises:
-        ValueError: an extension that cannot be written, a folder where a file is wanted, or a folder that holds other
-            things.
+        ValueError: an extension that cannot be written, a folder where a file is wanted, a folder that holds other
+            things, or a place without access.
     """
     path = Path(path)
-    if path.parent.exists() and not path.parent.is_dir():
-        raise ValueError(f"expected a folder, got the file {path.parent}")
+    check_parent(path)
     suffix = path.suffix.lower()
     if suffix in CONTAINERS or suffix == ".gif":
         if path.is_dir():

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ data = pytest.importorskip("skimage.data", reason="needs scikit-image: pip insta
 
 from fastface.apps import animate  # noqa: E402  # after the skips
 from fastface.media import VideoReader, VideoWriter, read_image, write_image  # noqa: E402
+from tests.real import media_file  # noqa: E402
 
-MEDIA = Path(__file__).resolve().parents[3] / "shared" / "media"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(*arguments: object) -> int:
@@ -180,7 +182,10 @@ def bad(tmp_path_factory) -> Path:
         (["{portrait}", "--face", "0"], "--face counts from 1"),
         (["{portrait}", "--pose-strength", "9"], "--pose-strength must be from 0 to 3"),
         (["{portrait}", "--backend", "cuda"], "backend 'cuda' cannot run this call"),
-        (["{portrait}", "--contact-sheet", "{out}/a.tiff"], "contact sheet's extension"),
+        (["{portrait}", "--contact-sheet", "{out}/a.tiff"], "image's extension must be .png, .jpg or .jpeg"),
+        (["{portrait}", "--contact-sheet", "{out}"], "image's extension"),
+        (["{portrait}", "--contact-sheet", "{out}/kept.txt/a.png"], "expected a folder, got the file"),
+        (["{portrait}", "--contact-sheet", "{out}/new/a.png", "-o", "{out}/new"], "would lie in the output"),
     ],
 )
 def test_bad_input_is_one_line_and_no_file(tmp_path, portrait, bad, capsys, arguments, message) -> None:
@@ -197,10 +202,37 @@ def test_bad_input_is_one_line_and_no_file(tmp_path, portrait, bad, capsys, argu
 
 
 def test_the_input_is_never_overwritten(tmp_path, driving, portrait, capsys) -> None:
-    copy = tmp_path / "clip.mp4"
-    copy.write_bytes(driving.read_bytes())
-    assert run(portrait, "--driving", copy, "-o", copy) == 2
-    assert "would overwrite the input" in capsys.readouterr().err
+    clip, photo, link = tmp_path / "clip.mp4", tmp_path / "photo.png", tmp_path / "link.png"
+    clip.write_bytes(driving.read_bytes())
+    photo.write_bytes(portrait.read_bytes())
+    link.symlink_to(photo)
+    out = tmp_path / "out.mp4"
+    assert run(portrait, "--seconds", 0.1, "--size", 64, "-o", tmp_path / "frames") == 0
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    frame = tmp_path / "frames" / "frame_00000.png"
+    capsys.readouterr()
+    for arguments in (
+        (photo, "--driving", clip, "-o", clip),
+        (photo, "--contact-sheet", photo, "-o", out),
+        (photo, "--contact-sheet", link, "-o", out),
+        (photo, "--driving", clip, "-o", tmp_path / "sub" / ".." / "clip.mp4"),
+        (frame, "-o", tmp_path / "frames"),
+    ):
+        assert run(*arguments) == 2, arguments
+        assert "would overwrite the input" in capsys.readouterr().err, arguments
+    assert kept == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_a_termination_leaves_nothing_behind(tmp_path, portrait) -> None:
+    command = [sys.executable, "-m", "fastface", "animate", portrait, "--seconds", "600", "-o", tmp_path / "out.mp4"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, env=dict(os.environ, PYTHONPATH=str(ROOT)), text=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.iterdir()) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert list(tmp_path.iterdir()), "the video was never begun"
+    process.terminate()
+    assert "interrupted" in process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and not list(tmp_path.iterdir())
 
 
 def test_as_a_command_without_a_portrait(tmp_path) -> None:
@@ -209,7 +241,7 @@ def test_as_a_command_without_a_portrait(tmp_path) -> None:
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -220,10 +252,9 @@ def test_as_a_command_without_a_portrait(tmp_path) -> None:
 
 
 def test_a_real_driving_video_keeps_its_sound(tmp_path, portrait, capsys) -> None:
-    clip = MEDIA / "driving_a.mp4"
-    if not clip.exists():
-        pytest.skip(f"needs {clip}")
     import av
+
+    clip = media_file("driving_a.mp4")
 
     out = tmp_path / "out.mp4"
     assert run(portrait, "--driving", clip, "--seconds", 1, "--size", 256, "-o", out, "--json") == 0
