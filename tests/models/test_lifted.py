@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -17,9 +15,9 @@ from fastface.models.lifted import (
     rotation_angles,
     rotation_matrix,
 )
+from tests.real import media_file
 
 pytest.importorskip("cv2")
-MEDIA = Path(__file__).resolve().parents[3] / "shared" / "media"
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +139,61 @@ def test_what_is_not_the_head_stays_exactly(model, source, controls) -> None:
     still[:, 60:-60] = False  # the rims left and right: background, collar and shoulder
     still[-30:] = True
     assert np.array_equal(frame[still], portrait[still])
+
+
+@pytest.mark.parametrize("roll", [-15, 15])
+def test_the_neck_bends_and_the_collar_stays(model, source, roll) -> None:
+    """The lower end of the neck is still to a few pixels while the chin above it moves with the head."""
+    flow = model._pose(source, Motion.of(roll=roll))[0]
+    moved = np.linalg.norm(flow - np.stack(np.meshgrid(np.arange(512), np.arange(512)), -1), axis=-1)
+    chin, width = (source.landmarks[152, :2].numpy() + 1) * 511 / 2, source.face_width * 511 / 2
+    columns = np.arange(int(chin[0] - 0.3 * width), int(chin[0] + 0.3 * width))
+    head = source.layer.numpy()[..., 3] > 127
+    ends = 511 - head[::-1].argmax(0)[columns]
+    assert moved[ends, columns].max() < 0.03 * width
+    assert moved[int(chin[1]) - 5, int(chin[0])] > 0.05 * width
+
+
+def test_a_bend_is_what_its_equation_says() -> None:
+    from fastface.models.lifted.model import _bend
+
+    rng = np.random.default_rng(0)
+    size = 37
+    here = np.stack(np.meshgrid(np.arange(size), np.arange(size)), -1).astype(np.float32)
+    follow = np.clip((30 - here[..., 1]) / 20, 0, 1)  # 1 up to row 10, 0 from row 30
+    shift = np.broadcast_to(rng.uniform(-3, 3, 2).astype(np.float32), (size, size, 2))
+    bent = _bend(shift, follow)
+    expected = np.clip((30 - here[..., 1] - bent[..., 1]) / 20, 0, 1)[..., None] * shift
+    np.testing.assert_allclose(bent, expected, atol=0.05)
+    assert np.array_equal(bent[:7], shift[:7]) and not bent[34:].any()
+    assert np.array_equal(_bend(shift, np.ones_like(follow)), shift)
+
+
+def test_a_closed_lid_looks_like_skin(model, source) -> None:
+    """It has the grain of the cheek and no border above."""
+    import cv2
+
+    from fastface.models.lifted import topology as topo
+
+    frame = model.render_uint8(source, Motion.of(blink=1))[0].numpy().astype(np.float32)
+    fine = frame - cv2.GaussianBlur(frame, (0, 0), 2.0)
+    points = (source.landmarks.numpy()[:, :2] + 1) * 511 / 2
+    grain, steps = [], []
+    for upper, lower in (
+        (topo.EYE_RIGHT_UPPER, topo.EYE_RIGHT_LOWER),
+        (topo.EYE_LEFT_UPPER, topo.EYE_LEFT_LOWER),
+    ):
+        length = float(np.linalg.norm(points[upper[0]] - points[upper[-1]]))
+        middle = points[list(upper[3:6])]
+        top, bottom = float(middle[:, 1].mean()), float(points[list(lower[3:6]), 1].mean())
+        columns = slice(int(middle[:, 0].min()), int(middle[:, 0].max()))
+        lid = slice(int(top), int(top + 0.6 * (bottom - top)))
+        cheek = slice(int(bottom + 0.3 * length), int(bottom + 0.5 * length))
+        grain.append(fine[lid, columns].std() / fine[cheek, columns].std())
+        rows = frame[int(top - 0.2 * length) : lid.stop, columns].mean((1, 2))
+        steps.append(np.abs(np.diff(rows)).max())
+    assert np.mean(grain) > 0.5
+    assert np.max(steps) < 6
 
 
 def test_the_far_cheek_goes_behind_the_nose(model, source, detector) -> None:
@@ -344,14 +397,11 @@ def test_smoothing_calms_noise_and_keeps_motion() -> None:
 
 @pytest.mark.parametrize("name", ["portrait_a.jpg", "portrait_b.jpg"])
 def test_real_portraits(detector, name) -> None:
-    path = MEDIA / name
-    if not path.exists():
-        pytest.skip(f"needs {path}")
     from fastface.media import read_image
     from fastface.models.lifted.driving import head_rotation, mouth_opening
 
     model = Lifted(landmarks=detector)
-    source = model.prepare(read_image(path))
+    source = model.prepare(read_image(media_file(name)))
     assert torch.equal(model.render_uint8(source, Motion.of())[0], source.portrait)
     neutral = detector(source.portrait.numpy())[0].points
     errors = [

@@ -26,6 +26,9 @@ Image = NDArray[np.uint8]
 
 _LIPS = tuple({*topo.LIPS_INNER_UPPER, *topo.LIPS_INNER_LOWER, *topo.LIPS_OUTER_UPPER, *topo.LIPS_OUTER_LOWER})
 _OFF = -1.0e4  # logit of a keypoint that is not on a sheet
+_DARKER = 10.0  # of 255: the shading of skin stays below it, a lash or a brow is far above
+_GRAIN = 0.07  # of an eye's length: pores and brush strokes are finer, folds are coarser
+_COVER = 0.85  # of a closed lid is drawn skin; the rest keeps a trace of the portrait's own folds
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,9 @@ class FaceFrame:
 def offset_basis(landmarks: Array, frame: FaceFrame) -> Array:
     """What each control does to each landmark: ``[E, 468, 3]`` in face widths along the face's axes. Lids and gaze
     are not here.
+
+    A face width is about 140 mm; the amounts are what a face does at most: a chin falls by 30 mm, corners of a mouth
+    move by 6 to 10 mm, brows rise by 8 mm. Reaches and shares were set by eye.
     """
     local = frame.to_local(landmarks[:468])
     u, v = local[:, 0], local[:, 1]
@@ -72,22 +78,22 @@ def offset_basis(landmarks: Array, frame: FaceFrame) -> Array:
     chin = float(local[topo.CHIN, 1])
     below = _below_mouth(local)
 
-    # The jaw turns about a hinge at the ears: a point swings down as far as it lies in front of it. The lower lip
-    # goes with it, least at the corners of the mouth; the cheeks stretch between.
+    # The jaw turns about a hinge at the ears, 0.36 behind the mean landmark: a point swings down as far as it lies in
+    # front of it. The lower lip goes with it, least at the corners of the mouth (0.30); the cheeks stretch between.
     hinge = np.clip((0.36 - local[:, 2]) / (0.36 - local[topo.CHIN, 2]), 0, 1)
     fall = hinge * smoothstep((v - middle[1]) / (chin - middle[1]), -0.6, 0.75)
     lip = np.clip(1 - np.abs(across) ** 3, 0, 1)
     lower = below & (np.abs(across) < 1)
     low_lip = smoothstep((v - middle[1]) / (chin - middle[1]), 0.15, 0.6)  # 0 on the lip, 1 on the chin
     fall = np.where(lower, low_lip * np.maximum(fall, 0.8) + (1 - low_lip) * (0.30 + 0.62 * lip), fall)
-    upper = ~below & (np.abs(across) < 1.0) & (v > local[2, 1])
+    upper = ~below & (np.abs(across) < 1.0) & (v > local[2, 1])  # under the nose
     fall = np.where(upper, 0.30 * (1 - lip) - 0.04 * lip, fall)
     fall[list(topo.MOUTH_CORNERS)] = 0.30
     index = EXPRESSIONS.index("jaw_open")
     basis[index, :, 1] = 0.22 * fall
     basis[index, :, 2] = 0.07 * np.clip(fall, 0, None)
     pinch = np.exp(-((np.abs(across) - 1) ** 2) / 0.5 - ((v - middle[1]) / 0.14) ** 2)
-    basis[index, :, 0] = -0.025 * np.sign(across) * pinch
+    basis[index, :, 0] = -0.025 * np.sign(across) * pinch  # an open mouth is narrower
 
     # Above the lips the reach is short, so that the nose keeps its shape; beside them the cheeks follow.
     above = 0.085 + 0.14 * smoothstep(np.abs(across), 0.55, 1.25)
@@ -131,7 +137,8 @@ class Eye:
     upper: Array  # [h, w], the edge of the upper lid
     lower: Array  # [h, w], the edge of the lower lid
     lash: float  # height of the lash line in pixels, which is carried and not stretched
-    skin: Array  # [h, w, 3], the lid as it may look when closed: the skin about the eye, drawn over it
+    skin: Array  # [h, w, 3], the lid when closed: the skin about the eye, drawn over it
+    cover: Array  # [h, w], the share of that skin when closed, fading out to the corners, where the lashes end
     iris: Array  # [h, w, 2], displacement per unit of gaze, already faded at the lids
 
 
@@ -175,6 +182,7 @@ def prepare(image: Image, landmarks: Array, frame: FaceFrame, pixels: Array, cel
     """
     size = image.shape[0]
     width = frame.width * (size - 1) / 2  # face width in pixels
+    # The face and, below it, the throat, which the jaw pulls along.
     box = _square(pixels[:468, :2].mean(0) + (0, 0.12 * width), 0.95 * width, size)
     x0, y0, x1, y1 = box
     side = x1 - x0
@@ -211,23 +219,24 @@ def prepare(image: Image, landmarks: Array, frame: FaceFrame, pixels: Array, cel
     points = grid(cells).reshape(-1, 2)
     # logit_k = -|p - d_k|² / 2σ_k², less what does not depend on where the keypoint is now.
     base = np.empty((len(keypoints) + 1, 2, cells * cells), dtype=np.float32)
-    base[0] = -((0.28 * unit) ** 2) / (2 * (0.065 * unit) ** 2)
-    base[1:] = (sheet + np.where(lips, 1.2, 0)[:, None])[:, :, None]
+    base[0] = -((0.28 * unit) ** 2) / (2 * (0.065 * unit) ** 2)  # still where no keypoint is within 0.28
+    base[1:] = (sheet + np.where(lips, 1.2, 0)[:, None])[:, :, None]  # lips prevail over the skin about them
     base[1:] -= ((points**2).sum(1)[None] / (2 * sigma2)[:, None])[:, None]
 
     at = grid(side).astype(np.float32)
-    window = smoothstep(1 - np.abs(at).max(-1), 0.02, 0.22)
+    window = smoothstep(1 - np.abs(at).max(-1), 0.02, 0.22)  # no seam at the box's border
     here = np.stack(np.meshgrid(np.arange(x0, x1), np.arange(y0, y1)), -1).astype(np.float32)
     lips = np.stack([pixels[list(edge), :2] for edge in (topo.LIPS_INNER_UPPER, topo.LIPS_INNER_LOWER)]) - (x0, y0)
     turn = _level(lips[0, 0], lips[0, -1])
     level = (here - (x0, y0)) @ turn.T
     left = float(np.floor(level[..., 0].min()))
     column = np.rint(level[..., 0] - left).astype(np.int32)
-    open_already = float((lips[1, 3:8] - lips[0, 3:8])[:, 1].mean()) > 0.03 * width
+    open_already = float((lips[1, 3:8] - lips[0, 3:8])[:, 1].mean()) > 0.03 * width  # 4 mm: teeth are in sight
     inside = np.zeros((side, side), dtype=np.uint8)
     if open_already:
         _fill(inside, np.concatenate([lips[0], lips[1, ::-1]]))
         inside = cv2.dilate(inside, np.ones((3, 3), dtype=np.uint8))
+    # Downwards twice the chin's fall, for a driving mouth that opens wider than the control.
     low = np.maximum(lips.min((0, 1)) - (0.15 * width, 0.15 * width), 0).astype(int)
     high = np.minimum(lips.max((0, 1)) + (0.15 * width, 0.45 * width), side).astype(int)
     place_of = {index: row for row, index in enumerate(chosen)}
@@ -253,7 +262,7 @@ def prepare(image: Image, landmarks: Array, frame: FaceFrame, pixels: Array, cel
         lip_rows=np.array([[place_of[i] for i in edge] for edge in (topo.LIPS_INNER_UPPER, topo.LIPS_INNER_LOWER)]),
         inside=inside.astype(np.float32) / 255,
         mouth_part=(slice(int(low[1]), int(high[1])), slice(int(low[0]), int(high[0]))),
-        teeth=0.0 if open_already else 0.045 * width,
+        teeth=0.0 if open_already else 0.045 * width,  # 6 mm of the incisors' 10 below a resting lip
         face_width=width,
         colours=_mouth_colours(image, pixels),
         eyes=(
@@ -283,7 +292,11 @@ def _level(right: Array, left: Array) -> Array:
 
 
 def _mouth_colours(image: Image, pixels: Array) -> Array:
-    """Cavity, teeth and tongue under the portrait's own light."""
+    """Cavity, teeth and tongue under the portrait's own light, as bright and as coloured as its skin.
+
+    The colours are those under white light that shows skin at 235. Flesh keeps half of its own hue under a cast, teeth
+    mirror nearly all of it.
+    """
     size = image.shape[0]
     places = pixels[[50, 280, 101, 330, 4, 151], :2].round().astype(int).clip(0, size - 1)
     skin = np.median(image[places[:, 1], places[:, 0]].astype(np.float32), 0)
@@ -308,6 +321,7 @@ def _eye(
     turn = _level(right, left)
     length = float(np.linalg.norm(left - right))
     centre = (right + left) / 2
+    # Up to the brow, down to the cheek.
     x0, y0 = np.maximum(np.floor(centre - (0.85 * length, 0.95 * length)), 0).astype(int)
     x1, y1 = np.minimum(np.ceil(centre + (0.85 * length, 0.75 * length)), size).astype(int)
     here = np.stack(np.meshgrid(np.arange(x0, x1), np.arange(y0, y1)), -1).astype(np.float32)
@@ -320,9 +334,10 @@ def _eye(
     top, bottom = curve(upper), curve(lower)
     opening = np.maximum(bottom - top, 0)
     # The lash line belongs to the lid: cut a little below the edge that the detector marks.
-    taper = smoothstep(np.minimum(level[..., 0], length - level[..., 0]), 0.0, 0.2 * length)
-    edge = top + (0.10 * opening + 0.012 * length) * taper
-    crease = top - np.maximum(0.75 * (top - curve(brow)), 0.25 * length)
+    from_corner = np.minimum(level[..., 0], length - level[..., 0])
+    taper = smoothstep(from_corner / length, 0.0, 0.2)
+    edge = top + (0.06 * opening + 0.012 * length) * taper
+    crease = top - np.maximum(0.75 * (top - curve(brow)), 0.25 * length)  # short of the brow, which must not stretch
     shift = np.zeros((*opening.shape, 2), dtype=np.float32)
     if len(pixels) >= 478:
         ring = pixels[list(iris), :2]
@@ -330,53 +345,75 @@ def _eye(
         distance = np.linalg.norm(here - ring[0], axis=-1)
         fade = smoothstep(np.minimum(level[..., 1] - edge, bottom - level[..., 1]) / max(radius, 1.0), -0.1, 0.35)
         fade *= 1 - smoothstep(distance / max(radius, 1.0), 1.0, 2.4)
+        # On an eyeball of twice the iris' radius: 22 degrees to the side, 10 up.
         shift[..., 0] = 0.75 * radius * fade
         shift[..., 1] = -0.35 * radius * fade
-    lash = 0.10 * length
-    skin = _lid_skin(image[y0:y1, x0:x1], level, top, bottom, crease, length)
     return Eye(
-        (int(x0), int(y0), int(x1), int(y1)), turn[1].copy(), level[..., 1], crease, edge, bottom, lash, skin, shift
+        box=(int(x0), int(y0), int(x1), int(y1)),
+        down=turn[1].copy(),
+        along=level[..., 1],
+        crease=crease,
+        upper=edge,
+        lower=bottom,
+        lash=0.10 * length,  # 3 mm
+        skin=_lid_skin(image[y0:y1, x0:x1], level, top, bottom, crease, length),
+        cover=_COVER * smoothstep(from_corner / length, 0.0, 0.3),
+        iris=shift,
     )
 
 
 def _lid_skin(image: Image, level: Array, top: Array, bottom: Array, crease: Array, length: float) -> Array:
-    """``[h, w, 3]``: the skin about an eye spread over it, a little darker towards the edge of the lid."""
+    """``[h, w, 3]``: a closed lid over the whole rectangle: the shading of the skin about the eye, which goes on over
+    it without an edge, and the grain of the cheek.
+    """
     colour = image.astype(np.float32)
-    along, y = level[..., 0] / length, level[..., 1]
-    gap = 0.13 * length
-    eye = (y > top - gap) & (y < bottom + gap) & (along > -0.12) & (along < 1.12)
-    cheek = ~eye & (y > bottom + gap) & (along > 0) & (along < 1)
-    tone = np.median(colour[cheek], 0) if cheek.any() else np.median(colour.reshape(-1, 3), 0)
-    like = np.exp(-((colour - tone) ** 2).sum(-1) / (2 * 38.0**2))  # neither brow nor lash nor hair
-    filled = push_pull(colour, (like * ~eye).astype(np.float32))
-    dim = 0.90 + 0.10 * np.abs(2 * np.clip((y - crease) / np.maximum(bottom - crease, 1), 0, 1) - 0.9)
-    return np.asarray(filled * dim[..., None], dtype=np.float32)
+    across, y = level[..., 0] / length, level[..., 1]
+    rim = 0.13 * length  # the wet rim, lower lashes and the shadow they throw
+    # Above the eye the lid itself begins at once; its lashes are told by their colour.
+    eye = (y > top - 0.5 * rim) & (y < bottom + rim) & (np.abs(across - 0.5) < 0.62)
+    skin = around = (~eye).astype(np.float32)
+    # Brow, lashes and hair are darker than the mean about them; each pass takes more of them out of it.
+    for _ in range(3):
+        darker = np.maximum(_mean(colour, skin, 0.3 * length) - colour, 0).mean(-1)
+        skin = around * np.exp(-0.5 * (darker / _DARKER) ** 2)
+    coarse = _mean(colour, skin, _GRAIN * length)
+    shade = push_pull(coarse, skin)
+    t = np.clip((y - crease) / np.maximum(bottom - crease, 1), 0, 1)
+    bulge = 1 + 0.05 * np.sin(np.pi * t) - 0.06 * t**4  # a lid is round: lit in the middle, turned down at the lashes
+    rows, columns = np.indices(y.shape, dtype=np.float32)
+    mirrored = rows + 2 * np.maximum(bottom.max() + rim - y, 0)
+    fine = (colour - coarse) * skin[..., None]
+    grain = cv2.remap(fine, columns, mirrored, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    return np.asarray(shade * bulge[..., None] + grain, dtype=np.float32)
+
+
+def _mean(image: Array, weight: Array, sigma: float) -> Array:
+    """The Gaussian mean of ``[h, w, 3]`` under weights ``[h, w]``."""
+    total = cv2.GaussianBlur(image * weight[..., None], (0, 0), sigma)
+    return np.asarray(total / np.maximum(cv2.GaussianBlur(weight, (0, 0), sigma), 1e-3)[..., None], dtype=np.float32)
 
 
 def _lids(eye: Eye, closing: float) -> tuple[Array, Array, Array]:
     """For each pixel of an eye's rectangle: how far to look up for the skin, the share of eyeball, the share of
-    smooth lid.
+    drawn skin.
 
     Between crease and lash line the skin stretches; the lash line is carried along as it is. Stretched skin would
-    smear the shadows of the open lid, so a closing lid turns into smooth skin.
+    smear the shadows of the open lid, so a closing lid turns into the skin of `_lid_skin`.
     """
     opening = np.maximum(eye.lower - eye.upper, 0)
-    edge = eye.upper + closing * 0.97 * opening
+    edge = eye.upper + closing * 0.97 * opening  # a trace of the lower rim stays in sight
     start, stop = eye.upper - eye.lash, edge - eye.lash
     reach = np.maximum(start - eye.crease, 1.0)
-    t = np.clip((eye.along - eye.crease) / np.maximum(stop - eye.crease, 1.0), 0, 1)
-    slope = np.minimum((stop - eye.crease) / reach, 1.75)  # no kink at the crease as long as it stays monotone
+    t = np.clip((eye.along - eye.crease) / np.maximum(stop - eye.crease, 1.0), 0, 1)  # from crease to lash line
+    slope = np.minimum((stop - eye.crease) / reach, 1.75)  # no kink at the crease, and monotone as it is below 2
     skin = eye.crease + reach * (slope * t + (1 - slope) * t * t)
     up = np.where((eye.along > eye.crease) & (eye.along < stop), eye.along - skin, 0.0)
     up = np.where(eye.along >= stop, edge - eye.upper, up)
     ball = np.clip(eye.along - edge + 0.5, 0, 1)
-    drawn = smoothstep((edge - eye.upper) / eye.lash, 0.15, 1.6)
-    drawn = drawn * smoothstep(opening / max(float(opening.max()), 1.0), 0.0, 0.75)  # fading out at the corners
-    width = np.maximum(stop - eye.crease, 1.0)
-    smooth = smoothstep((eye.along - eye.crease) / width, 0.15, 0.6) * (
-        1 - smoothstep(eye.along - stop, 0.0, 0.75 * eye.lash)
-    )
-    return up.astype(np.float32), ball.astype(np.float32), (0.75 * drawn * smooth).astype(np.float32)
+    drawn = eye.cover * smoothstep((edge - eye.upper) / eye.lash, 0.1, 1.0)
+    # Feathered from the crease, so that no upper border shows, and off again over the lash line.
+    drawn *= smoothstep(t, 0.05, 0.5) * (1 - smoothstep(eye.along - stop, 0.0, 0.75 * eye.lash))
+    return up.astype(np.float32), ball.astype(np.float32), drawn.astype(np.float32)
 
 
 def landmark_offsets(expression: Expression, values: Array, offsets: Array | None) -> Array:
@@ -525,7 +562,7 @@ def _mouth(expression: Expression, sheets: Array, pixels: Array) -> _Mouth:
     start, stop = float(upper[0, 0]), float(upper[-1, 0])
     half = max(1.0, (stop - start) / 2)
     across = ((columns - (start + stop) / 2) / half).astype(np.float32)
-    # Beyond the corners both sheets are one skin: they give way over a wide band there.
+    # Lips part within a pixel or so; beyond the corners both sheets are one skin and give way over a wide band.
     beyond = np.clip(np.abs(across) - 0.94, 0, None) * half
     width = 1.5 + np.minimum(2.5 * beyond, 0.12 * expression.face_width)
     return _Mouth(
@@ -621,15 +658,18 @@ def _draw_eye(
         at = here + cv2.remap(
             carried, here - np.array(box[:2], dtype=np.float32), None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT
         )
-    up, ball, smooth = _lids(eye, float(np.clip(closing, -0.3, 1.0)))
     in_eye = at - np.array([x0, y0], dtype=np.float32)
-    stacked = cv2.remap(np.dstack([up, ball, smooth]), in_eye, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    up, ball, smooth = stacked[..., 0:1], stacked[..., 1:2], stacked[..., 2:3]
+
+    def carry(field: Array) -> Array:
+        if carried is None:
+            return field
+        return np.asarray(cv2.remap(field, in_eye, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
+
+    up, ball, drawn = np.split(carry(np.dstack(_lids(eye, float(np.clip(closing, -0.3, 1.0))))), 3, axis=-1)
     lid = cv2.remap(layer, at - up * eye.down, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE).astype(
         np.float32
     )
-    skin = cv2.remap(eye.skin, in_eye, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    lid[..., :3] += smooth * (skin - lid[..., :3])
+    lid[..., :3] += drawn * (carry(eye.skin) - lid[..., :3])
     look = eye.iris * np.array(gaze, dtype=np.float32)
     globe = cv2.remap(layer, at - look, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     out[y0:y1, x0:x1] = np.rint(lid * (1 - ball) + globe * ball).astype(np.uint8)

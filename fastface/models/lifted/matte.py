@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from fastface.face.landmarks import _silent, _solutions
+from fastface.face.landmarks import mediapipe_solutions, silence
 
 Array = NDArray[np.float32]
 Image = NDArray[np.uint8]
@@ -24,13 +24,13 @@ class MediaPipePerson:
     """MediaPipe's selfie segmentation (256x256 inside). Raises ImportError, naming the extra, without MediaPipe."""
 
     def __init__(self) -> None:
-        self._solutions = _solutions()
+        self._solutions = mediapipe_solutions()
         self._network: Any = None
 
     def __call__(self, image: Image) -> Array:
         image = np.ascontiguousarray(image)
         if self._network is None:
-            with _silent():
+            with silence:
                 self._network = self._solutions.selfie_segmentation.SelfieSegmentation(model_selection=0)
                 mask = self._network.process(image).segmentation_mask
         else:

@@ -101,6 +101,7 @@ class Source:
     rest: Tensor  # [D * h * w] float32, logit of the body and the background
     rise: Tensor  # [h, side] float32, from the volume's cells to those of the surface, along one axis
     window: Tensor  # [h, h] float32, 1 where the head may move, 0 where everything is still
+    follow: Tensor  # [h, h] float32, 1 for what turns with the head, down the neck to 0 at the collar
 
     @property
     def face_width(self) -> float:
@@ -200,6 +201,7 @@ class Lifted:
 
         free = _upsample(window, size)
         matte = _head_matte(image, person, pixels, frame) * (free > 0)
+        follow = _follow(matte, person, pixels, frame, config.surface)
         layer, plate = _layers(image, matte, person, free, _upsample(share, size), width * (size - 1) / 2)
         missing = (image.astype(np.float32) - _over(layer, plate)).reshape(-1, 3)
         edge = np.nonzero(missing.any(1))[0]
@@ -224,6 +226,7 @@ class Lifted:
             rest=torch.from_numpy(rest.astype(np.float32)),
             rise=torch.from_numpy(_rise(nodes[0, :, 0], config.volume[1])),
             window=torch.from_numpy(window),
+            follow=torch.from_numpy(follow),
         )
 
     def _person_mask(self, photo: Image, box: tuple[int, int, int], pixels: Array, frame: expr.FaceFrame) -> Array:
@@ -376,8 +379,7 @@ def _head_matte(image: Image, person: Array, pixels: Array, frame: expr.FaceFram
     ear = float(((ears - chin) * axes[1]).sum() / unit)  # negative: above the chin
     mask = _resize(person, small)
     above = v < ear + 0.12
-    face = np.zeros((small, small), dtype=np.uint8)
-    cv2.fillConvexPoly(face, cv2.convexHull(points[list(topo.FACE_OVAL)].round().astype(np.int32)), 1)
+    face = _face_hull(points, small)
     long_hair = _long_hair(reduced, (mask > 0.6) & (dilate(face, 0.05 * unit) == 0), u, v, ear)
     labels[(mask > 0.5) & above] = cv2.GC_PR_FGD
     labels[(mask > 0.5) & (v > 0) & (v < 0.5) & (np.abs(u) < 0.28)] = cv2.GC_PR_FGD
@@ -407,6 +409,13 @@ def _head_matte(image: Image, person: Array, pixels: Array, frame: expr.FaceFram
     soft = smoothstep(soft, 0.25, 0.75)
     alpha = refine(image.astype(np.float32) / 255, person, 0.045 * width)
     return np.minimum(alpha, soft)
+
+
+def _face_hull(points: Array, size: int) -> Image:
+    """``[size, size]``, 1 on the face without the hair; `points` ``[N, 2 or more]`` in pixels."""
+    face = np.zeros((size, size), dtype=np.uint8)
+    cv2.fillConvexPoly(face, cv2.convexHull(points[list(topo.FACE_OVAL), :2].round().astype(np.int32)), 1)
+    return face
 
 
 def _long_hair(image: Image, beside: NDArray[np.bool_], u: Array, v: Array, ear: float) -> NDArray[np.bool_]:
@@ -498,6 +507,40 @@ def _head_keypoints(landmarks: Array, outline: Array, height: Array, count: int)
     return np.concatenate([landmarks[chosen], ring]).astype(np.float32)
 
 
+def _follow(matte: Array, person: Array, pixels: Array, frame: expr.FaceFrame, cells: int) -> Array:
+    """``[cells, cells]``: how much of the head's motion each part of the portrait follows.
+
+    1 on the head and above its jaw, 0 on the body; between them it fades with ``d_head / (d_head + d_body)``, so that
+    a neck of any length bends and its lower end stays in the collar.
+    """
+    size = matte.shape[0]
+    width = frame.width * (size - 1) / 2
+    layer = matte > 0.5
+    down = frame.axes[1, :2] / np.linalg.norm(frame.axes[1, :2])
+    low = (_pixels(size) - pixels[topo.CHIN, :2]) @ down > -0.35 * width  # from the corners of the jaw
+    body = _wide((person > 0.5) & ~layer & low, 0.03 * width)  # without the fringe that the person's mask has at hair
+    if not body.any():
+        return np.ones((cells, cells), dtype=np.float32)
+    # Hair that hangs in the air turns with the head; so do the jaw's shadow and the air into which single hairs reach.
+    hanging = _wide(layer & (_next_row(~layer & (person < 0.5)) < _next_row(body)), 0.02 * width)
+    head = (dilate(_face_hull(pixels, size) | hanging, 0.04 * width) > 0) & ~body | (layer & ~low)
+    to_head, to_body = (cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, 5) for mask in (head, body))
+    share = 1 - low * smoothstep(to_head / np.maximum(to_head + to_body, 1e-3), 0.1, 0.9)
+    share = cv2.GaussianBlur(share, (0, 0), 0.03 * width)
+    return np.asarray(cv2.resize(share, (cells, cells), interpolation=cv2.INTER_AREA), dtype=np.float32)
+
+
+def _wide(mask: NDArray[np.bool_], radius: float) -> NDArray[np.bool_]:
+    """What of a mask is wider than twice the radius."""
+    return np.asarray(dilate(dilate(mask.astype(np.uint8), -radius), radius) > 0)
+
+
+def _next_row(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """``[H, W]``, the first row at or below each pixel in which the mask is true, H where there is none."""
+    rows = np.where(mask, np.arange(len(mask))[:, None], len(mask))
+    return np.asarray(np.minimum.accumulate(rows[::-1])[::-1])
+
+
 def _still_keypoints(landmarks: Array, frame: expr.FaceFrame, back: float) -> Array:
     """``[M, 3]``: collar, shoulders and what is below, which keep their place."""
     axes = frame.axes[:2, :2] / np.linalg.norm(frame.axes[:2, :2], axis=1, keepdims=True)
@@ -556,7 +599,7 @@ def _person_by_colour(image: Image, pixels: Array, size: int) -> Array:
         [(chin[0] - 0.3 * width, chin[1]), (chin[0] + 0.3 * width, chin[1]), (small * 2, small), (-small, small)]
     )
     cv2.fillPoly(labels, [shoulders.round().astype(np.int32)], cv2.GC_PR_FGD)
-    cv2.fillConvexPoly(labels, cv2.convexHull(points[list(topo.FACE_OVAL)].round().astype(np.int32)), cv2.GC_FGD)
+    labels[_face_hull(points, small) > 0] = cv2.GC_FGD
     mask = grab_cut(np.ascontiguousarray(image), labels, 4).astype(np.float32)
     return np.clip(cv2.resize(cv2.GaussianBlur(mask, (0, 0), 1.5), (size, size), interpolation=cv2.INTER_LINEAR), 0, 1)
 
@@ -635,10 +678,29 @@ def _surface_flow(field: Array, source: Source, config: LiftedConfig) -> Array:
         front = value < 0
         low, gap_near = np.where(front, t, low), np.where(front, value, gap_near)
         high, gap_far = np.where(front, high, t), np.where(front, gap_far, value)
-    shift = (point - _pixels(cells)) * (source.window.numpy()[..., None] * np.float32(size / cells))
+    shift = (point - _pixels(cells)) * source.window.numpy()[..., None]
+    shift = _bend(shift, source.follow.numpy()) * np.float32(size / cells)
     flow = cv2.resize(shift.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR)
     flow += _pixels(size)
     return np.asarray(flow, dtype=np.float32)
+
+
+def _bend(shift: Array, follow: Array) -> Array:
+    """``[h, h, 2]`` in cells: less of the head's `shift` where the portrait follows it less, the fixed point of
+    ``q = p + follow(q) shift(p)``.
+
+    It starts on the head, so that a chin hides the neck below it and not the other way round.
+    """
+    bends = (follow < 1).any(1)
+    if not bends.any():
+        return shift
+    below = slice(max(0, int(bends.argmax() - np.abs(shift).max()) - 1), None)  # rows above read nothing that bends
+    here, whole = _pixels(len(follow))[below], shift[below]
+    part = whole
+    for _ in range(3):
+        share = cv2.remap(follow, here + part, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        part = share[..., None] * whole
+    return np.concatenate([shift[: below.start], part])
 
 
 @functools.cache
