@@ -70,7 +70,7 @@ def on_host(tmp_path_factory: pytest.TempPathFactory) -> Runner:
 
     def runner(case: _verify.Inputs, out: Tensor | None = None, processors: int = 1) -> Tensor:
         args, kwargs = case.arguments
-        call = warp._build(case.op, *args, **kwargs, **({} if out is None else {"out": out}))
+        call = warp.registry.build(case.op, *args, **kwargs, **({} if out is None else {"out": out}))
         call.out.fill_(float("nan"))
         sizes, feature, logits, occlusion, target, *rest = warp._params(call)
         params = Params(*sizes)
@@ -284,7 +284,7 @@ def test_the_module_holds_every_architecture() -> None:
 def test_without_a_gpu_a_call_raises_with_the_error_of_cuda() -> None:
     case = inputs("motion_field", _verify.SHAPES["tiny"])
     args, kwargs = case.arguments
-    call = warp._build("motion_field", *args, **kwargs)
+    call = warp.registry.build("motion_field", *args, **kwargs)
     with pytest.raises(RuntimeError, match=r"cudaError\w+ while asking for the current device"):
         _native.load("cuda").warp("motion_field", warp._params(call), 0, 0)
     with pytest.raises(RuntimeError, match=r"cudaError\w+ while reading attribute"):

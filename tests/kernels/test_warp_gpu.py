@@ -25,7 +25,7 @@ def missing(backend: str) -> str | None:
     """Why a backend cannot run a plain call here."""
     case = inputs("motion_field", _verify.SHAPES["tiny"], device="cuda")
     args, kwargs = case.arguments
-    return warp.registry.implementations[backend].refuse(warp._build(case.op, *args, **kwargs))
+    return warp.registry.implementations[backend].refuse(warp.registry.build(case.op, *args, **kwargs))
 
 
 @pytest.fixture(params=["triton", "cuda"])
