@@ -4,17 +4,15 @@ reference.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
 import torch
-from torch import Tensor
 
-from fastface.ops import _verify
-from fastface.ops._backends import BACKENDS, registries
+from fastface.ops._verify.warp import SHAPES, WarpShape
 
-from .harness import Case
+from .harness import Case, op_contenders
 
 SLUG = "warp"
 OPS = ("pack_motions", "compose_flow", "compose_volumes", "motion_field")
@@ -55,7 +53,7 @@ def _case(
     batch: int = 1,
     threads: int | None = None,
 ) -> Case:
-    sizes = replace(_verify.SHAPES[shape], batch=batch)
+    sizes = replace(SHAPES[shape], batch=batch)
     return Case(
         op=op,
         shape=shape,
@@ -64,13 +62,13 @@ def _case(
         layout=layout,
         batch=batch,
         device=device,
-        make=partial(_make, op, sizes, device, dtype, linear, layout, compiled),
+        make=partial(op_contenders, op, sizes, compiled, device=device, dtype=dtype, layout=layout, linear=linear),
         bytes=bytes_moved(op, sizes, dtype),
         threads=threads or torch.get_num_threads(),
     )
 
 
-def bytes_moved(op: str, shape: _verify.WarpShape, dtype: torch.dtype) -> int:
+def bytes_moved(op: str, shape: WarpShape, dtype: torch.dtype) -> int:
     """Every input read once, every output written once; the keypoints are too few to count."""
     d, h, w = shape.size
     voxels, motions = shape.batch * d * h * w, shape.keypoints + 1
@@ -79,36 +77,3 @@ def bytes_moved(op: str, shape: _verify.WarpShape, dtype: torch.dtype) -> int:
     if op == "motion_field":
         return voxels * (motions * dtype.itemsize + 3 * 4)
     return voxels * (2 * shape.channels + motions) * dtype.itemsize
-
-
-def _make(
-    op: str,
-    shape: _verify.WarpShape,
-    device: str,
-    dtype: torch.dtype,
-    linear: str | None,
-    layout: str,
-    compiled: bool,
-) -> tuple[dict[str, Callable[[], object]], dict[str, Callable[[], _verify.Verdict]]]:
-    inputs = _verify.inputs(op, shape, dtype=dtype, device=device, layout=layout, linear=linear)
-    args, kwargs = inputs.arguments
-    truth, yardstick = inputs.truth(), inputs.reference()
-    contenders: dict[str, Callable[[], object]] = {"eager": inputs.reference}
-    checks: dict[str, Callable[[], _verify.Verdict]] = {}
-    if compiled:
-        torch.compiler.reset()
-        reference = torch.compile(inputs.reference, dynamic=False)
-        contenders["compile"] = reference
-        checks["compile"] = lambda: _verify.compare(reference(), truth, yardstick)
-    call = registries[op].build(op, *args, **kwargs)
-    for backend in BACKENDS[1:]:
-        # The interpreter of Triton checks numbers; its speed says nothing.
-        if (backend == "triton" and device == "cpu") or registries[op].implementations[backend].refuse(call):
-            continue
-        contenders[backend] = partial(inputs.run, backend)
-        checks[backend] = partial(_check, inputs, backend, truth, yardstick)
-    return contenders, checks
-
-
-def _check(inputs: _verify.Inputs, backend: str, truth: Tensor, yardstick: Tensor) -> _verify.Verdict:
-    return _verify.compare(inputs.run(backend), truth, yardstick)

@@ -126,7 +126,7 @@ def measure_targets(out: Path) -> int:
     from benchmarks import harness
     from benchmarks.bench_warp import bytes_moved
     from fastface.ops import _verify
-    from fastface.ops._verify import WarpShape
+    from fastface.ops._verify.warp import WarpShape
 
     def median(graphs: dict) -> dict[str, float]:
         samples: dict[str, list[float]] = {name: [] for name in graphs}

@@ -21,13 +21,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import fastface
+from fastface.ops import _verify
+from fastface.ops._backends import BACKENDS, registries
 from fastface.ops._verify import Verdict
 
-__all__ = ["Case", "Row", "append_csv", "run_case", "table"]
+__all__ = ["Case", "Row", "append_csv", "op_contenders", "run_case", "table"]
+
+Contenders = tuple[dict[str, Callable[[], object]], dict[str, Callable[[], Verdict]]]
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Case:
     layout: str
     batch: int
     device: str
-    make: Callable[[], tuple[dict[str, Callable[[], object]], dict[str, Callable[[], Verdict]]]]
+    make: Callable[[], Contenders]
     bytes: int = 0
     flops: int = 0
     threads: int = field(default_factory=torch.get_num_threads)
@@ -90,6 +95,31 @@ class Row:
     python: str
     fastface: str
     commit: str
+
+
+def op_contenders(op: str, shape: object, compiled: bool, **options: Any) -> Contenders:
+    """The eager reference of an op, the compiled one, and every backend that takes the call on these `_verify.inputs`,
+    each judged as `_verify.verify` does.
+    """
+    inputs = _verify.inputs(op, shape, **options)
+    truth, yardstick = inputs.truth(), inputs.reference()
+    contenders: dict[str, Callable[[], object]] = {"eager": inputs.reference}
+    if compiled:
+        torch.compiler.reset()
+        contenders["compile"] = torch.compile(inputs.reference, dynamic=False)
+    args, kwargs = inputs.arguments
+    call = registries[op].build(op, *args, **kwargs)
+    for backend in BACKENDS[1:]:
+        # The interpreter of Triton checks numbers; its speed says nothing.
+        interpreted = backend == "triton" and options["device"] == "cpu"
+        if not interpreted and not registries[op].implementations[backend].refuse(call):
+            contenders[backend] = functools.partial(inputs.run, backend)
+
+    def check(contender: Callable[[], object]) -> Verdict:
+        return inputs.judge(contender(), truth, yardstick)
+
+    checks = {name: functools.partial(check, call) for name, call in contenders.items() if name != "eager"}
+    return contenders, checks
 
 
 def run_case(case: Case, seconds: float = 3.0) -> list[Row]:

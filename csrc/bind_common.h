@@ -9,9 +9,21 @@
 #include <string>
 #include <tuple>
 
+#include "raster.h"
+#include "spade.h"
 #include "warp.h"
 
 namespace fastface {
+
+template <typename T>
+T* to_pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+inline DType to_dtype(int32_t number) {
+  if (number < 0 || number > 2) throw std::invalid_argument("dtype must be 0, 1 or 2, got " + std::to_string(number));
+  return static_cast<DType>(number);
+}
 
 // (address, number of the dtype, strides in elements)
 template <int N>
@@ -20,10 +32,8 @@ using PyView = std::tuple<uintptr_t, int32_t, std::array<int64_t, N>>;
 template <int N>
 View<N> to_view(const PyView<N>& from) {
   View<N> view;
-  view.data = reinterpret_cast<void*>(std::get<0>(from));
-  const int32_t dtype = std::get<1>(from);
-  if (dtype < 0 || dtype > 2) throw std::invalid_argument("dtype must be 0, 1 or 2, got " + std::to_string(dtype));
-  view.dtype = static_cast<DType>(dtype);
+  view.data = to_pointer<void>(std::get<0>(from));
+  view.dtype = to_dtype(std::get<1>(from));
   for (int i = 0; i < N; ++i) view.stride[i] = std::get<2>(from)[i];
   return view;
 }
@@ -49,9 +59,9 @@ inline Params to_params(const PyParams& from) {
   params.logits = to_view<5>(logits);
   params.occlusion = to_view<4>(occlusion);
   params.out = to_view<5>(out);
-  params.kp_source = reinterpret_cast<const float*>(kp_source);
-  params.kp_driving = reinterpret_cast<const float*>(kp_driving);
-  params.linear = reinterpret_cast<const float*>(linear);
+  params.kp_source = to_pointer<const float>(kp_source);
+  params.kp_driving = to_pointer<const float>(kp_driving);
+  params.linear = to_pointer<const float>(linear);
   params.linear_per_keypoint = per_keypoint;
   params.align_corners = align_corners;
   params.sigma2 = static_cast<float>(sigma2);
@@ -59,4 +69,68 @@ inline Params to_params(const PyParams& from) {
 }
 
 }  // namespace warp
+
+namespace spade {
+
+// The fields of Params, as `_params` of fastface/ops/spade.py lists them: (batch, channels, height, width, scale), x,
+// gamma, beta, residual, out, gamma and beta per channel, mean, rstd, eps, activation, slope.
+using PyParams = std::tuple<std::array<int64_t, 5>, PyView<4>, PyView<4>, PyView<4>, PyView<4>, PyView<4>, uintptr_t,
+                            uintptr_t, uintptr_t, uintptr_t, double, int32_t, double>;
+
+inline Params to_params(const PyParams& from) {
+  const auto& [sizes, x, gamma, beta, residual, out, gamma_channel, beta_channel, mean, rstd, eps, activation, slope] =
+      from;
+  Params params;
+  params.batch = sizes[0];
+  params.channels = sizes[1];
+  params.height = sizes[2];
+  params.width = sizes[3];
+  params.scale = sizes[4];
+  params.x = to_view<4>(x);
+  params.gamma = to_view<4>(gamma);
+  params.beta = to_view<4>(beta);
+  params.residual = to_view<4>(residual);
+  params.out = to_view<4>(out);
+  params.gamma_channel = to_pointer<const float>(gamma_channel);
+  params.beta_channel = to_pointer<const float>(beta_channel);
+  params.mean = to_pointer<float>(mean);
+  params.rstd = to_pointer<float>(rstd);
+  params.eps = eps;
+  params.activation = static_cast<Activation>(activation);
+  params.slope = static_cast<float>(slope);
+  return params;
+}
+
+}  // namespace spade
+
+namespace raster {
+
+// The fields of Params, as `_params` of fastface/ops/raster.py lists them: (batch, vertices, triangles, attributes,
+// height, width), vertex, triangle, attribute, dtype, per_vertex, cull, and the outputs in the order of RasterOutput.
+using PyParams = std::tuple<std::array<int64_t, 6>, uintptr_t, uintptr_t, uintptr_t, int32_t, bool, int32_t,
+                            std::array<uintptr_t, 4>>;
+
+inline Params to_params(const PyParams& from) {
+  const auto& [sizes, vertex, triangle, attribute, dtype, per_vertex, cull, out] = from;
+  Params params;
+  params.batch = sizes[0];
+  params.vertices = sizes[1];
+  params.triangles = sizes[2];
+  params.attributes = sizes[3];
+  params.height = sizes[4];
+  params.width = sizes[5];
+  params.vertex = to_pointer<const float>(vertex);
+  params.triangle = to_pointer<const int32_t>(triangle);
+  params.attribute = to_pointer<const void>(attribute);
+  params.dtype = to_dtype(dtype);
+  params.per_vertex = per_vertex;
+  params.cull = static_cast<Cull>(cull);
+  params.image = to_pointer<void>(out[0]);
+  params.visible = to_pointer<int32_t>(out[1]);
+  params.depth = to_pointer<float>(out[2]);
+  params.skipped = to_pointer<int32_t>(out[3]);
+  return params;
+}
+
+}  // namespace raster
 }  // namespace fastface

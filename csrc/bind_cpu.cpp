@@ -1,10 +1,14 @@
 // The module fastface._cpu: takes pointers, sizes and strides as integers, picks the tier, and drops the GIL.
 #include <cstdlib>
+#include <initializer_list>
 #include <new>
+#include <utility>
 #include <vector>
 
 #include "bind_common.h"
 #include "cpu_features.h"
+#include "raster_cpu.h"
+#include "spade_cpu.h"
 #include "warp_cpu.h"
 
 namespace py = pybind11;
@@ -32,34 +36,56 @@ CpuTier choose_tier() {
 // Read once: a module that fails to import with a clear reason is a backend that says why it cannot be used.
 CpuTier chosen = CpuTier::kBaseline;
 
-warp::CpuOp warp_op(const std::string& name) {
-  if (name == "pack_motions") return warp::CpuOp::kPackMotions;
-  if (name == "compose_flow") return warp::CpuOp::kComposeFlow;
-  if (name == "compose_volumes") return warp::CpuOp::kComposeVolumes;
-  if (name == "motion_field") return warp::CpuOp::kMotionField;
-  throw std::invalid_argument("unknown warp op '" + name + "'");
+template <typename Op>
+Op find_op(const std::string& name, std::initializer_list<std::pair<const char*, Op>> ops) {
+  for (const auto& [known, op] : ops) {
+    if (name == known) return op;
+  }
+  throw std::invalid_argument("unknown op '" + name + "'");
 }
 
-void run_warp(const std::string& name, const warp::PyParams& arguments, int threads) {
-  const warp::CpuOp op = warp_op(name);
-  const warp::Params params = warp::to_params(arguments);
+// Calls `run` of the chosen tier of a hot path without the GIL: run_tier(threads, avx512::run, avx2::run,
+// baseline::run, arguments...).
+template <typename Run, typename... Arguments>
+void run_tier(int threads, [[maybe_unused]] Run avx512, [[maybe_unused]] Run avx2, Run baseline,
+              const Arguments&... arguments) {
+  Run run = baseline;
+#ifdef FASTFACE_X86_TIERS
+  if (chosen == CpuTier::kAvx512) run = avx512;
+  if (chosen == CpuTier::kAvx2) run = avx2;
+#endif
   bool done = false;
   {
     py::gil_scoped_release release;
-    if (threads < 1) threads = 1;
-#ifdef FASTFACE_X86_TIERS
-    if (chosen == CpuTier::kAvx512) {
-      done = warp::avx512::run(op, params, threads);
-    } else if (chosen == CpuTier::kAvx2) {
-      done = warp::avx2::run(op, params, threads);
-    } else {
-      done = warp::baseline::run(op, params, threads);
-    }
-#else
-    done = warp::baseline::run(op, params, threads);
-#endif
+    done = run(arguments..., threads < 1 ? 1 : threads);
   }
   if (!done) throw std::bad_alloc();
+}
+
+#ifdef FASTFACE_X86_TIERS
+#define FASTFACE_TIERS(slug) slug::avx512::run, slug::avx2::run, slug::baseline::run
+#else
+#define FASTFACE_TIERS(slug) slug::baseline::run, slug::baseline::run, slug::baseline::run
+#endif
+
+void run_warp(const std::string& name, const warp::PyParams& arguments, int threads) {
+  using warp::CpuOp;
+  const CpuOp op = find_op<CpuOp>(name, {{"pack_motions", CpuOp::kPackMotions},
+                                         {"compose_flow", CpuOp::kComposeFlow},
+                                         {"compose_volumes", CpuOp::kComposeVolumes},
+                                         {"motion_field", CpuOp::kMotionField}});
+  run_tier(threads, FASTFACE_TIERS(warp), op, warp::to_params(arguments));
+}
+
+void run_spade(const std::string& name, const spade::PyParams& arguments, int threads) {
+  using spade::CpuOp;
+  const CpuOp op =
+      find_op<CpuOp>(name, {{"modulated_norm", CpuOp::kModulatedNorm}, {"instance_stats", CpuOp::kInstanceStats}});
+  run_tier(threads, FASTFACE_TIERS(spade), op, spade::to_params(arguments));
+}
+
+void run_raster(const raster::PyParams& arguments, int threads) {
+  run_tier(threads, FASTFACE_TIERS(raster), raster::to_params(arguments));
 }
 
 }  // namespace
@@ -71,4 +97,6 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("tiers", &fastface::tiers, "The instruction set tiers that can run here, lowest first.");
   m.def("tier", [] { return fastface::kCpuTierNames[static_cast<int>(fastface::chosen)]; }, "The tier in use.");
   m.def("warp", &fastface::run_warp);
+  m.def("spade", &fastface::run_spade);
+  m.def("raster", &fastface::run_raster);
 }

@@ -54,6 +54,25 @@ using vf = VecOf<kLanes>::f;
 using vi = VecOf<kLanes>::i;
 using vu = VecOf<kLanes>::u;
 
+inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// A number as a type, for lambdas that need it while compiling.
+template <int V>
+struct Int {
+  static constexpr int value = V;
+};
+
+// How many threads share `work` values: below so many, starting threads costs more than it saves.
+inline int team(int threads, int64_t work) {
+  constexpr int64_t kSerialWork = 1 << 15;
+  return work < kSerialWork ? 1 : threads;
+}
+
+// How many tasks a thread takes at once.
+inline int64_t grain(int64_t tasks, int threads) { return most(1, tasks / (16 * static_cast<int64_t>(threads))); }
+
 struct Half {
   uint16_t bits;
 };
@@ -64,6 +83,23 @@ struct BFloat16 {
 template <int N>
 inline typename VecOf<N>::f splat(float value) {
   return value - typename VecOf<N>::f{};  // x - 0 is x for every x, NaN and -0 too
+}
+
+inline vi lane_index() {
+  vi lane;
+  for (int j = 0; j < kLanes; ++j) lane[j] = j;
+  return lane;
+}
+
+// value[index[j]] in lane j.
+inline vf permute(vf value, vi index) {
+#if defined(__clang__)
+  vf result;
+  for (int j = 0; j < kLanes; ++j) result[j] = value[index[j]];
+  return result;
+#else
+  return __builtin_shuffle(value, index);
+#endif
 }
 
 template <int N>
@@ -368,6 +404,17 @@ inline void write_row(const float* from, T* to, int64_t stride, int64_t count) {
       store<kLanes>(part, load<kLanes>(from + i));
       for (int64_t j = 0; j < n; ++j) to[(i + j) * stride] = part[j];
     }
+  }
+}
+
+inline void write_row(const float* from, void* data, DType dtype, int64_t offset, int64_t stride, int64_t count) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return write_row(from, static_cast<float*>(data) + offset, stride, count);
+    case DType::kFloat16:
+      return write_row(from, static_cast<Half*>(data) + offset, stride, count);
+    case DType::kBFloat16:
+      return write_row(from, static_cast<BFloat16*>(data) + offset, stride, count);
   }
 }
 

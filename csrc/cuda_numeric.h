@@ -11,9 +11,12 @@
 #include <cuda_fp16.h>
 #define FASTFACE_HD __host__ __device__ __forceinline__
 #define FASTFACE_UNROLL _Pragma("unroll")
+#define FASTFACE_PRAGMA(text) _Pragma(#text)
+#define FASTFACE_UNROLL_BY(times) FASTFACE_PRAGMA(unroll times)
 #else
 #define FASTFACE_HD inline
 #define FASTFACE_UNROLL
+#define FASTFACE_UNROLL_BY(times)
 #endif
 
 namespace fastface::cuda {
@@ -53,6 +56,52 @@ template <class T, int N>
 struct alignas(sizeof(T) * N) Pack {
   T value[N];
 };
+
+// The same held in whole registers, since the compiler would give each value of 16 bits one of its own.
+template <class T, int N>
+struct alignas(sizeof(T) * N) Words {
+  uint32_t word[sizeof(T) * N / 4];
+
+  FASTFACE_HD float get(int i) const {
+    T value;
+    if constexpr (sizeof(T) == 4) {
+      memcpy(&value, &word[i], sizeof(T));
+    } else {
+      const uint16_t bits = static_cast<uint16_t>(word[i / 2] >> (i % 2 * 16));
+      memcpy(&value, &bits, sizeof(T));
+    }
+    return to_float(value);
+  }
+
+  // Sets all values.
+  FASTFACE_HD static Words of(const T (&values)[N]) {
+    Words words;
+    memcpy(&words, values, sizeof(values));
+    return words;
+  }
+};
+
+template <class T>
+struct Words<T, 1> {
+  T value;
+
+  FASTFACE_HD float get(int) const { return to_float(value); }
+  FASTFACE_HD static Words of(const T (&values)[1]) { return {values[0]}; }
+};
+
+// Hides from the compiler what it knows of a value, so that nothing derived from it stays in registers.
+template <class T>
+FASTFACE_HD void forget([[maybe_unused]] T& value) {
+#ifdef __CUDA_ARCH__
+  if constexpr (sizeof(T) % 4 == 0) {
+    uint32_t words[sizeof(T) / 4];
+    memcpy(words, &value, sizeof(T));
+    FASTFACE_UNROLL
+    for (uint32_t& word : words) asm volatile("" : "+r"(word));
+    memcpy(&value, words, sizeof(T));
+  }
+#endif
+}
 
 FASTFACE_HD bool is_nan(float value) { return value != value; }
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastface.ops import warp
+from fastface.ops import _memory
 
 
 @pytest.fixture(autouse=True)
 def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_new_volume", "_new_field"):
-        allocate = getattr(warp, name)
+    allocate = _memory.empty
 
-        def poisoned(*args, _allocate=allocate):
-            out = _allocate(*args)
-            # A fake tensor has no memory to poison.
-            return out.fill_(float("nan")) if type(out) is torch.Tensor and out.device.type != "meta" else out
+    def poisoned(*args, **kwargs):
+        out = allocate(*args, **kwargs)
+        if type(out) is not torch.Tensor or out.device.type == "meta":
+            return out  # a fake tensor has no memory to poison
+        return out.fill_(float("nan") if out.is_floating_point() else torch.iinfo(out.dtype).min)
 
-        monkeypatch.setattr(warp, name, poisoned)
+    monkeypatch.setattr(_memory, "empty", poisoned)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

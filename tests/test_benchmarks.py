@@ -12,7 +12,7 @@ from fastface.ops import _verify
 
 
 def case(wrong: bool) -> harness.Case:
-    inputs = _verify.inputs("motion_field", _verify.SHAPES["tiny"])
+    inputs = _verify.inputs("motion_field", "tiny")
     truth, yardstick = inputs.truth(), inputs.reference()
 
     def contender() -> torch.Tensor:

@@ -42,10 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     ops, backends = args.op or sorted(registries), args.backend or list(BACKENDS[1:])
-    jobs = [(op, backend, device, *rest) for op, backend, device in _targets(ops, backends) for rest in _cases(op)]
+    jobs = [
+        (op, backend, device, *rest) for op, backend, device in _targets(ops, backends) for rest in _verify.selftest(op)
+    ]
     rows = []
-    for op, backend, device, name, options in tqdm(jobs, desc="selftest", unit="case", disable=not sys.stderr.isatty()):
-        rows.append(_check(op, backend, device, name, options, args.seed))
+    for op, backend, device, shape, options in tqdm(
+        jobs, desc="selftest", unit="case", disable=not sys.stderr.isatty()
+    ):
+        rows.append(_check(op, backend, device, shape, options, args.seed))
         if args.json:
             print(json.dumps(vars(rows[-1])))
     if not args.json:
@@ -64,21 +68,9 @@ def _targets(ops: list[str], backends: list[str]) -> Iterator[tuple[str, str, st
         yield op, backend, "cuda" if on_gpu and torch.cuda.is_available() else "cpu"
 
 
-def _cases(op: str) -> Iterator[tuple[str, dict]]:
-    layouts = ("contiguous", "sliced", "channels_last")
-    for dtype, layout, linear in itertools.product(
-        (torch.float32, torch.float16, torch.bfloat16), layouts, (None, "image", "keypoint")
-    ):
-        options = {"dtype": dtype, "layout": layout, "linear": linear, "occlusion": op.startswith("compose")}
-        yield f"odd {str(dtype)[6:]} {layout} linear={linear}", {"shape": "odd", **options}
-    yield "tiny float32", {"shape": "tiny"}
-    yield "live_portrait float32", {"shape": "live_portrait"}
-
-
-def _check(op: str, backend: str, device: str, name: str, options: dict, seed: int) -> Row:
-    options = dict(options)
-    shape = _verify.SHAPES[options.pop("shape")]
-    if backend == "triton" and device == "cpu" and shape is _verify.SHAPES["live_portrait"]:
+def _check(op: str, backend: str, device: str, shape: str, options: dict, seed: int) -> Row:
+    name = " ".join([shape, *(f"{key}={str(value).removeprefix('torch.')}" for key, value in options.items())])
+    if backend == "triton" and device == "cpu" and shape not in ("odd", "tiny"):
         return Row(op, backend, name, "unusable", "too large for Triton's interpreter")
     case = _verify.inputs(op, shape, device=device, seed=seed, **options)
     args, kwargs = case.arguments

@@ -1,5 +1,18 @@
-"""Thin modules over the ops, one file per hot path: they hold options, the ops do the work."""
+"""Thin modules over the ops."""
 
+from fastface.nn.raster import Rasterizer
+from fastface.nn.spade import SPADE, AdaIN, InstanceNorm, MergedSPADE, merge_convs, resize_nearest
 from fastface.nn.warp import ComposeFlow, ComposeVolumes, PackMotions
 
-__all__ = ["ComposeFlow", "ComposeVolumes", "PackMotions"]
+__all__ = [
+    "SPADE",
+    "AdaIN",
+    "ComposeFlow",
+    "ComposeVolumes",
+    "InstanceNorm",
+    "MergedSPADE",
+    "PackMotions",
+    "Rasterizer",
+    "merge_convs",
+    "resize_nearest",
+]

@@ -57,12 +57,14 @@ class Registry(Generic[Call]):
 
     Attributes:
         ops: the public functions by name.
+        references: what each of them computes, in plain PyTorch, called with the same arguments.
         describe: gives (op, device, shape class) of a call.
         prepare: makes the call that an op would make of its arguments, all of them, by name.
     """
 
     slug: str
     ops: Mapping[str, Callable[..., Any]]
+    references: Mapping[str, Callable[..., Any]]
     implementations: Mapping[str, Implementation[Call]]
     describe: Callable[[Call], tuple[str, torch.device, str]]
     prepare: Callable[[str, Mapping[str, Any]], Call]

@@ -42,12 +42,31 @@ def same_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> No
         raise ValueError(f"{name} must be on {other.device} like {other_name}, got {tensor.device}")
 
 
-def positive(name: str, value: Any) -> None:
-    """Raises TypeError for no number, ValueError for one that is not positive and finite."""
+def number(name: str, value: Any) -> None:
+    """Raises TypeError for no number, ValueError for one that is not finite."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"{name} must be positive and finite, got {value}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+
+
+def positive(name: str, value: Any) -> None:
+    """Raises TypeError for no number, ValueError for one that is not finite and positive."""
+    number(name, value)
+    if not value > 0:
+        raise ValueError(f"{name} must be positive, got {value}")
+
+
+def refuse_kernel(device_type: str, *tensors: Tensor | None) -> str | None:
+    """What no kernel of a device type takes."""
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if tensor.device.type != device_type:
+            return f"the tensors are on {tensor.device}, it needs {device_type}"
+        if tensor.dtype not in KERNEL_DTYPES:
+            return f"dtype {tensor.dtype} (supported: float32, float16, bfloat16; float64 runs on the reference)"
+    return None
 
 
 def writable(name: str, out: Tensor, **inputs: Tensor | None) -> None:

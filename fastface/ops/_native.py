@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["DTYPES", "build_stamp", "load", "reason_missing", "view"]
+__all__ = ["DTYPES", "build_stamp", "load", "pointer", "reason_missing", "view"]
 
 _MODULES = {"cpu": "fastface._cpu", "cuda": "fastface._cuda"}
 # The numbers of csrc/tensor.h.
@@ -66,3 +66,8 @@ def view(tensor: Tensor | None, rank: int) -> tuple[int, int, tuple[int, ...]]:
     if tensor is None:
         return 0, 0, (0,) * rank
     return tensor.data_ptr(), DTYPES[tensor.dtype], tensor.stride()
+
+
+def pointer(tensor: Tensor | None) -> int:
+    """The address of a contiguous tensor; 0 for None."""
+    return 0 if tensor is None else tensor.data_ptr()

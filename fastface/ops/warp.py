@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from fastface.kernels.warp import warp_reference as reference
-from fastface.ops import _checks, _native
+from fastface.ops import _checks, _memory, _native
 from fastface.ops._backends import Implementation, Registry, register, route
 
 __all__ = ["WarpCall", "compose_flow", "compose_volumes", "motion_field", "pack_motions"]
@@ -266,15 +266,12 @@ def _pack_shape(feature: Tensor, kp_source: Tensor) -> list[int]:
 
 
 def _new_volume(feature: Tensor, shape: list[int]) -> Tensor:
-    """An output in the dtype and memory format of `feature`."""
-    last = not feature.is_contiguous() and feature.is_contiguous(memory_format=torch.channels_last_3d)
-    memory_format = torch.channels_last_3d if last else torch.contiguous_format
-    return torch.empty(shape, dtype=feature.dtype, device=feature.device, memory_format=memory_format)
+    return _memory.empty(shape, feature, memory_format=_memory.memory_format(feature))
 
 
 def _new_field(logits: Tensor) -> Tensor:
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    return torch.empty([logits.shape[0], *logits.shape[2:], 3], dtype=dtype, device=logits.device)
+    return _memory.empty([logits.shape[0], *logits.shape[2:], 3], logits, dtype=dtype)
 
 
 def _make_call(
@@ -402,18 +399,8 @@ def _run_reference(call: WarpCall) -> None:
     call.out.copy_(result)
 
 
-def _refuse_kernel(call: WarpCall, device_type: str) -> str | None:
-    """What no kernel of a device type takes."""
-    if call.volume.device.type != device_type:
-        return f"the tensors are on {call.volume.device}, it needs {device_type}"
-    for tensor in (call.feature, call.logits):
-        if tensor is not None and tensor.dtype not in _checks.KERNEL_DTYPES:
-            return f"dtype {tensor.dtype} (supported: float32, float16, bfloat16; float64 runs on the reference)"
-    return None
-
-
 def _refuse_cpu(call: WarpCall) -> str | None:
-    return _refuse_kernel(call, "cpu") or _native.reason_missing("cpu")
+    return _checks.refuse_kernel("cpu", call.feature, call.logits) or _native.reason_missing("cpu")
 
 
 def _run_cpu(call: WarpCall) -> None:
@@ -421,7 +408,7 @@ def _run_cpu(call: WarpCall) -> None:
 
 
 def _refuse_cuda(call: WarpCall) -> str | None:
-    reason = _refuse_kernel(call, "cuda") or _native.reason_missing("cuda")
+    reason = _checks.refuse_kernel("cuda", call.feature, call.logits) or _native.reason_missing("cuda")
     return reason or _native.load("cuda").warp_refuse(call.op, _params(call), call.volume.device.index) or None
 
 
@@ -442,9 +429,9 @@ def _params(call: WarpCall) -> tuple[Any, ...]:
         _native.view(call.logits, 5),
         _native.view(call.occlusion, 4),
         _native.view(out, 5),
-        call.kp_source.data_ptr(),
-        call.kp_driving.data_ptr(),
-        0 if call.linear is None else call.linear.data_ptr(),
+        _native.pointer(call.kp_source),
+        _native.pointer(call.kp_driving),
+        _native.pointer(call.linear),
         call.linear is not None and call.linear.dim() == 4,
         call.align_corners,
         call.sigma2,
@@ -457,7 +444,9 @@ def _refuse_triton(call: WarpCall) -> str | None:
     except ImportError as error:
         return f"triton does not import: {error}"
     interpreted = warp_triton.INTERPRETED
-    return _refuse_kernel(call, "cpu" if interpreted else "cuda") or warp_triton.refuse(call)
+    return _checks.refuse_kernel("cpu" if interpreted else "cuda", call.feature, call.logits) or warp_triton.refuse(
+        call
+    )
 
 
 def _run_triton(call: WarpCall) -> None:
@@ -499,6 +488,12 @@ registry: Registry[WarpCall] = register(
             "compose_flow": compose_flow,
             "compose_volumes": compose_volumes,
             "motion_field": motion_field,
+        },
+        references={
+            "pack_motions": reference.pack_motions,
+            "compose_flow": reference.compose_flow,
+            "compose_volumes": reference.compose_volumes,
+            "motion_field": reference.motion_field,
         },
         implementations={
             "reference": Implementation(refuse=lambda call: None, run=_run_reference),

@@ -17,11 +17,7 @@ constexpr int kRun = kTile + 2 * kLanes;  // a blended source row: the tile, one
 constexpr int kMaxRows = 8;               // rows of a block, so that the pass over weights serves several
 constexpr int kGroup = 4;                 // channels that are warped together, so that they share taps and weights
 constexpr int kMaxChunk = 16;             // channels that lie next to each other: one cache line of float32
-constexpr int64_t kSerialWork = 1 << 15;  // below so many values, starting threads costs more than it saves
 
-inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 inline bool is_nan(double value) { return value != value; }
 
 // Voxel i of an axis of n lies at 2 i / (n - 1) - 1, and coordinate x is sampled at x * scale + offset, in voxels.
@@ -268,9 +264,7 @@ inline void each_pair(const Window& w, int64_t count, const Body& body) {
         [at](const float* run) { return load<kLanes>(run + at + 1); });
   }
   if (i < count && i < w.split) {
-    vi lane;
-    for (int j = 0; j < kLanes; ++j) lane[j] = j;
-    const vi before = lane < static_cast<int32_t>(w.split - i);
+    const vi before = lane_index() < static_cast<int32_t>(w.split - i);
     const int64_t at = w.lead + i;
     body(
         i, [=](const float* run) { return before ? load<kLanes>(run + at) : load<kLanes>(run + at + 1); },
@@ -472,8 +466,7 @@ inline vf fraction_of(vf value, int64_t size, vi from, vi& index) {
 template <bool kMasked>
 inline void make_taps(const Params& p, const Points& points, int64_t z0, int64_t y0, int64_t x0, int64_t count,
                       const float* mask, Taps& t) {
-  vi lane;
-  for (int j = 0; j < kLanes; ++j) lane[j] = j;
+  const vi lane = lane_index();
   for (int64_t i = 0; i < count; i += kLanes) {
     vi x, y, z;
     const vf fx = fraction_of(load<kLanes>(points.x + i), p.width, lane + static_cast<int32_t>(x0 + i), x);
@@ -626,10 +619,6 @@ inline void interleave_row(const T* from, int64_t stride_c, int64_t stride_x, in
 // ---- The ops ----
 
 // Runs a body with L as a constant of 4, 8 or 16.
-template <int V>
-struct Int {
-  static constexpr int value = V;
-};
 template <class Body>
 inline void with_lanes(int lanes, const Body& body) {
   if (lanes == 16) {
@@ -661,9 +650,6 @@ struct Blocks {
     ny = least(rows, p.height - y);
   }
 };
-
-inline int team(int threads, int64_t work) { return work < kSerialWork ? 1 : threads; }
-inline int64_t grain(int64_t tasks, int threads) { return most(1, tasks / (16 * static_cast<int64_t>(threads))); }
 
 template <class T>
 struct Planes {

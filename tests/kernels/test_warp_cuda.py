@@ -7,7 +7,6 @@ from __future__ import annotations
 import ctypes
 import itertools
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +18,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastface.ops import _native, _verify, warp
-from fastface.ops._verify import WarpShape, inputs
+from fastface.ops._verify import inputs
+from fastface.ops._verify.warp import WarpShape
+from tests.kernels.cuda_host import compiled_kernels, library, view, view_type
 
-ROOT = Path(__file__).resolve().parents[2]
 OPS = ("pack_motions", "compose_flow", "compose_volumes", "motion_field")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LAYOUTS = ("contiguous", "sliced", "channels_last")
@@ -29,22 +29,14 @@ LINEARS = (None, "image", "keypoint")
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 
 
-class View(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p), ("dtype", ctypes.c_int32), ("stride", ctypes.c_int64 * 5)]
-
-
-class View4(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p), ("dtype", ctypes.c_int32), ("stride", ctypes.c_int64 * 4)]
-
-
 class Params(ctypes.Structure):
     """`warp::Params` of kernels/warp/warp.h."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("batch", "channels", "keypoints", "depth", "height", "width")),
-        *((name, View) for name in ("feature", "logits")),
-        ("occlusion", View4),
-        ("out", View),
+        *((name, view_type(5)) for name in ("feature", "logits")),
+        ("occlusion", view_type(4)),
+        ("out", view_type(5)),
         *((name, ctypes.c_void_p) for name in ("kp_source", "kp_driving", "linear")),
         *((name, ctypes.c_int32) for name in ("linear_per_keypoint", "align_corners")),
         ("sigma2", ctypes.c_float),
@@ -57,15 +49,7 @@ Runner = Callable[..., Tensor]
 @pytest.fixture(scope="module")
 def on_host(tmp_path_factory: pytest.TempPathFactory) -> Runner:
     """Runs a case of `_verify` through the CUDA kernels' source, compiled for the CPU."""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("needs g++")
-    library = tmp_path_factory.mktemp("warp_cuda") / "warp_cuda_host.so"
-    includes = ["-I", ROOT / "csrc", "-I", ROOT / "kernels" / "warp"]
-    flags = ["-std=c++17", "-O2", "-shared", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Werror"]
-    source = ROOT / "tests" / "kernels" / "warp_cuda_host.cpp"
-    subprocess.run([compiler, *flags, *includes, source, "-o", library], check=True)
-    run = ctypes.CDLL(str(library)).warp_on_host
+    run = library("warp", tmp_path_factory.mktemp("warp_cuda")).warp_on_host
     run.argtypes, run.restype = [ctypes.c_int, ctypes.POINTER(Params), ctypes.c_int], None
 
     def runner(case: _verify.Inputs, out: Tensor | None = None, processors: int = 1) -> Tensor:
@@ -73,13 +57,7 @@ def on_host(tmp_path_factory: pytest.TempPathFactory) -> Runner:
         call = warp.registry.build(case.op, *args, **kwargs, **({} if out is None else {"out": out}))
         call.out.fill_(float("nan"))
         sizes, feature, logits, occlusion, target, *rest = warp._params(call)
-        params = Params(*sizes)
-        for name, (data, dtype, stride) in (("feature", feature), ("logits", logits), ("out", target)):
-            setattr(params, name, View(data, dtype, (ctypes.c_int64 * 5)(*stride)))
-        params.occlusion = View4(*occlusion[:2], (ctypes.c_int64 * 4)(*occlusion[2]))
-        names = ("kp_source", "kp_driving", "linear", "linear_per_keypoint", "align_corners", "sigma2")
-        for name, value in zip(names, rest, strict=True):
-            setattr(params, name, value)
+        params = Params(*sizes, *map(view, (feature, logits, occlusion, target)), *rest)
         run(OPS.index(case.op), ctypes.byref(params), processors)
         return call.out
 
@@ -98,7 +76,7 @@ def check(case: _verify.Inputs, result: Tensor) -> None:
 def test_matches_the_reference(op: str, dtype: torch.dtype, layout: str, linear: str | None, on_host: Runner) -> None:
     for align_corners, occlusion in ((False, True), (True, False)):
         options = {"align_corners": align_corners, "occlusion": occlusion}
-        case = inputs(op, _verify.SHAPES["odd"], dtype=dtype, layout=layout, linear=linear, **options)
+        case = inputs(op, "odd", dtype=dtype, layout=layout, linear=linear, **options)
         check(case, on_host(case))
 
 
@@ -116,7 +94,7 @@ def test_at_the_published_shape(op: str, layout: str, dtype: torch.dtype, on_hos
 def test_logits_of_another_dtype(
     op: str, feature_dtype: torch.dtype, logits_dtype: torch.dtype, on_host: Runner
 ) -> None:
-    case = inputs(op, _verify.SHAPES["odd"], dtype=feature_dtype, logits_dtype=logits_dtype, occlusion=True)
+    case = inputs(op, "odd", dtype=feature_dtype, logits_dtype=logits_dtype, occlusion=True)
     check(case, on_host(case))
 
 
@@ -162,7 +140,7 @@ def test_at_the_edges_of_its_sizes(op: str, shape: WarpShape, on_host: Runner) -
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_keypoints_far_outside(op: str, layout: str, on_host: Runner) -> None:
-    case = inputs(op, _verify.SHAPES["odd"], layout=layout)
+    case = inputs(op, "odd", layout=layout)
     kp_source, kp_driving = case.arguments[0][-2:]
     kp_source[:, 0], kp_driving[:, 1], kp_source[:, 2] = 50.0, -3e4, 1e30
     check(case, on_host(case))
@@ -171,7 +149,7 @@ def test_keypoints_far_outside(op: str, layout: str, on_host: Runner) -> None:
 @pytest.mark.parametrize("op", OPS[1:])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_switched_off_and_certain_motions(op: str, dtype: torch.dtype, on_host: Runner) -> None:
-    case = inputs(op, _verify.SHAPES["odd"], dtype=dtype)
+    case = inputs(op, "odd", dtype=dtype)
     logits = case.arguments[0][0 if op == "motion_field" else 1]
     logits[:, 1] = float("-inf")
     logits[:, 2, :2] = 1e4
@@ -205,7 +183,7 @@ SPOILED = [
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("op, where, linear", SPOILED)
 def test_nan_in_gives_nan_out(op: str, where: str, linear: str | None, layout: str, on_host: Runner) -> None:
-    case = inputs(op, _verify.SHAPES["odd"], linear=linear, layout=layout)
+    case = inputs(op, "odd", linear=linear, layout=layout)
     args, kwargs = case.arguments
     tensor = kwargs["linear"] if where == "linear" else args[ARGUMENTS[op].index(where)]
     tensor[(1, 2) if where.startswith(("kp", "linear")) else (1, 2, 2, 6, 9)] = float("nan")
@@ -219,7 +197,7 @@ def test_nan_in_gives_nan_out(op: str, where: str, linear: str | None, layout: s
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_out_is_written_and_nothing_beside_it(dtype: torch.dtype, layout: str, on_host: Runner) -> None:
     for linear, inner in itertools.product((None, "image"), ("contiguous", "channels_last")):
-        case = inputs("pack_motions", _verify.SHAPES["odd"], dtype=dtype, linear=linear, layout=inner)
+        case = inputs("pack_motions", "odd", dtype=dtype, linear=linear, layout=inner)
         batch, channels, depth, height, width = case.reference().shape
         for pad in range(3):
             buffer = torch.full((batch, channels + 9, depth + 2, height + 1, width + pad), 42.0, dtype=dtype)
@@ -236,25 +214,11 @@ def test_out_is_written_and_nothing_beside_it(dtype: torch.dtype, layout: str, o
 
 
 def test_compiles_without_spills(tmp_path: Path) -> None:
-    """One architecture, the H200's; the whole list is built by the package."""
-    nvcc = shutil.which("nvcc")
-    if nvcc is None:
-        pytest.skip("needs nvcc")
-    flags = ["-std=c++17", "-O3", "-arch=sm_90", "-Xptxas", "-v", '-DFASTFACE_CUDA_ARCHITECTURES="90"']
-    includes = ["-I", ROOT / "csrc", "-I", ROOT / "kernels" / "warp"]
-    source = ROOT / "kernels" / "warp" / "warp_cuda.cu"
-    command = [nvcc, *flags, *includes, "-Werror", "all-warnings", "-c", source, "-o", tmp_path / "warp.o"]
-    report = subprocess.run(command, check=True, capture_output=True, text=True).stderr
-    kernels = re.findall(
-        r"Compiling entry function '(\w+)' for 'sm_90'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
-        r"(\d+) bytes spill loads.*?Used (\d+) registers",
-        report,
-        re.DOTALL,
-    )
-    assert len(kernels) == 24, report
-    for name, *lost, registers in kernels:
-        assert [int(n) for n in lost] == [0, 0, 0], name
-        assert int(registers) <= 128, name
+    kernels = compiled_kernels("warp", tmp_path)
+    assert len(kernels) == 24
+    for name, (lost, registers) in kernels.items():
+        assert lost == 0, name
+        assert registers <= 128, name
 
 
 needs_module = pytest.mark.skipif(
@@ -282,7 +246,7 @@ def test_the_module_holds_every_architecture() -> None:
 @needs_module
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks how it fails without a GPU")
 def test_without_a_gpu_a_call_raises_with_the_error_of_cuda() -> None:
-    case = inputs("motion_field", _verify.SHAPES["tiny"])
+    case = inputs("motion_field", "tiny")
     args, kwargs = case.arguments
     call = warp.registry.build("motion_field", *args, **kwargs)
     with pytest.raises(RuntimeError, match=r"cudaError\w+ while asking for the current device"):

@@ -11,28 +11,21 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastface import ops
-from fastface.ops import _verify, warp
+from fastface.ops import _verify
 from fastface.ops._backends import BackendUnavailable
-from fastface.ops._verify import WarpShape, inputs
+from fastface.ops._verify import inputs
+from fastface.ops._verify.warp import WarpShape
+from tests.kernels import gpu
 from tests.kernels.test_warp import overload_arguments
 from tests.kernels.test_warp_cuda import ARGUMENTS, DTYPES, LAYOUTS, LINEARS, OPS, SPOILED
 
 pytestmark = pytest.mark.gpu
-ODD = _verify.SHAPES["odd"]
-
-
-def missing(backend: str) -> str | None:
-    """Why a backend cannot run a plain call here."""
-    case = inputs("motion_field", _verify.SHAPES["tiny"], device="cuda")
-    args, kwargs = case.arguments
-    return warp.registry.implementations[backend].refuse(warp.registry.build(case.op, *args, **kwargs))
+ODD = "odd"
 
 
 @pytest.fixture(params=["triton", "cuda"])
 def backend(request: pytest.FixtureRequest) -> str:
-    reason = missing(request.param)
-    if reason:
-        pytest.skip(f"backend {request.param}: {reason}")
+    gpu.skip_if_missing(inputs("motion_field", "tiny", device="cuda"), request.param)
     return request.param
 
 
@@ -59,7 +52,7 @@ def test_matches_the_reference(op: str, dtype: torch.dtype, layout: str, linear:
 def test_at_the_published_shape(op: str, dtype: torch.dtype, layout: str, backend: str) -> None:
     for linear in (None, "image"):
         check(
-            inputs(op, _verify.SHAPES["live_portrait"], dtype=dtype, device="cuda", layout=layout, linear=linear),
+            inputs(op, "live_portrait", dtype=dtype, device="cuda", layout=layout, linear=linear),
             backend,
         )
 
@@ -85,7 +78,7 @@ def test_at_any_size(op, batch, channels, keypoints, size, linear, layout, seed)
     shape = WarpShape(batch, channels, channels, keypoints, size)
     case = inputs(op, shape, device="cuda", linear=linear, layout=layout, occlusion=True, seed=seed)
     for backend in ("triton", "cuda"):
-        if missing(backend) is None:
+        if gpu.missing(case, backend) is None:
             check(case, backend)
 
 
@@ -169,7 +162,7 @@ def test_out_is_written_and_nothing_beside_it(dtype: torch.dtype, layout: str, b
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("op", OPS)
 def test_opcheck(op: str, layout: str, backend: str) -> None:
-    case = inputs(op, _verify.SHAPES["tiny"], device="cuda", layout=layout)
+    case = inputs(op, "tiny", device="cuda", layout=layout)
     arguments = (*overload_arguments(case)[:-1], backend)
     torch.library.opcheck(getattr(torch.ops.fastface, op).default, arguments)
 
@@ -206,46 +199,14 @@ def test_reduce_overhead_keeps_the_stream(size: int, backend: str) -> None:
 # Streams, graphs, devices.
 
 
-def busy(buffer: Tensor) -> None:
-    """Some milliseconds of work on the current stream."""
-    for _ in range(20):
-        torch.mm(buffer, buffer)
-
-
 @pytest.mark.parametrize("op", OPS)
 def test_runs_on_the_current_stream(op: str, backend: str) -> None:
-    case = inputs(op, ODD, device="cuda")
-    expected = case.run(backend).clone()
-    first = case.arguments[0][0]
-    right = first.clone()
-    buffer = torch.randn(4096, 4096, device="cuda")
-    first.fill_(float("nan"))
-    torch.cuda.synchronize()
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        busy(buffer)
-        first.copy_(right)
-        result = case.run(backend)
-    stream.synchronize()
-    assert torch.equal(result, expected)
+    gpu.assert_runs_on_the_current_stream(inputs(op, ODD, device="cuda"), backend)
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_in_a_cuda_graph(op: str, backend: str) -> None:
-    case = inputs(op, ODD, device="cuda")
-    args, _ = case.arguments
-    case.run(backend)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = case.run(backend)
-    for seed in (1, 2):
-        fresh = inputs(op, ODD, device="cuda", seed=seed)
-        for old, new in zip(args, fresh.arguments[0], strict=True):
-            old.copy_(new)
-        result.fill_(float("nan"))
-        graph.replay()
-        torch.cuda.synchronize()
-        assert torch.equal(result, fresh.run(backend))
+    gpu.assert_runs_in_a_cuda_graph(lambda seed: inputs(op, ODD, device="cuda", seed=seed), backend)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
@@ -260,16 +221,9 @@ def test_on_a_device_that_is_not_current(op: str, backend: str) -> None:
 # Sizes.
 
 
-def needs_memory(gibibytes: int) -> None:
-    torch.cuda.empty_cache()
-    free = torch.cuda.mem_get_info()[0]
-    if free < gibibytes << 30:
-        pytest.skip(f"needs {gibibytes} GiB of GPU memory, {free >> 30} are free")
-
-
 @pytest.mark.parametrize("op", ["pack_motions", "compose_flow"])
 def test_more_than_two_to_the_31_elements(op: str, backend: str) -> None:
-    needs_memory(24)
+    gpu.needs_memory(24)
     batch = 300 if op == "pack_motions" else 1030
     shape = WarpShape(batch, 4, 32, 21, (16, 64, 64))
     generator = torch.Generator("cuda").manual_seed(0)
@@ -292,8 +246,8 @@ def test_more_than_two_to_the_31_elements(op: str, backend: str) -> None:
 
 def test_a_channel_that_spans_two_to_the_31_elements() -> None:
     """Triton counts in 64 bits there; the CUDA kernels refuse."""
-    needs_memory(6)
-    case = inputs("compose_flow", _verify.SHAPES["tiny"], dtype=torch.float16, device="cuda")
+    gpu.needs_memory(6)
+    case = inputs("compose_flow", "tiny", dtype=torch.float16, device="cuda")
     args, kwargs = case.arguments
     small = args[0]
     _, channels, depth, height, width = small.shape
@@ -301,19 +255,13 @@ def test_a_channel_that_spans_two_to_the_31_elements() -> None:
     strides = (channels * height * width, height * width, 2**31, width, 1)
     wide = buffer.as_strided((1, channels, depth, height, width), strides).copy_(small)
     spread = _verify.Inputs("compose_flow", ((wide, *args[1:]), kwargs), torch.float16)
-    if missing("triton") is None:
+    if gpu.missing(case, "triton") is None:
         check(spread, "triton")
-    if missing("cuda") is None:
+    if gpu.missing(case, "cuda") is None:
         with pytest.raises(BackendUnavailable, match="spans 2\\^31 elements"):
             spread.run("cuda")
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_takes_no_memory_but_its_output(op: str, backend: str) -> None:
-    case = inputs(op, _verify.SHAPES["live_portrait"], device="cuda")
-    output = case.run(backend).nbytes
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    case.run(backend)
-    assert torch.cuda.max_memory_allocated() - before <= output + 4096
+    assert gpu.peak_beyond_output(inputs(op, "live_portrait", device="cuda"), backend) <= 4096

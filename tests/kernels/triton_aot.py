@@ -1,15 +1,17 @@
 """Compiles a Triton kernel ahead of time for a GPU that is not here, and reads what the compiler says of it.
 
-Run as a script it prints the table that kernels/warp/README.md shows: ``python tests/kernels/triton_aot.py [80 90
-100]``.
+Run as a script it prints what the READMEs of the kernels tell of registers: ``python tests/kernels/triton_aot.py
+[warp spade raster] [80 90 100]``.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,16 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-_POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
+_POINTERS = {
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+_PROCESSORS = 132  # of an H200
+# A kernel, its arguments, constants and options.
+Launch = tuple[Any, list[Any], dict[str, Any], dict[str, Any]]
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -79,55 +90,94 @@ def _run(tool: str, *arguments: str) -> str:
     return subprocess.run([_TOOLS / tool, *arguments], check=True, capture_output=True, text=True).stdout
 
 
-def live_portrait_calls() -> dict[str, Any]:
-    """Launches of every kernel variant at the LivePortrait shape: name -> call (tensors on the meta device)."""
-    from fastface.ops.warp import WarpCall
-
-    def new(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-    calls = {}
-    batch, keypoints, depth, height, width = 2, 21, 16, 64, 64
-    points = (new(batch, keypoints, 3), new(batch, keypoints, 3))
-    matrices = {"translation": None, "linear": new(batch, 3, 3), "linear per keypoint": new(batch, keypoints, 3, 3)}
-    for dtype in (torch.float32, torch.float16):
-        for kind, linear in matrices.items():
-            label = f"{str(dtype).removeprefix('torch.')}, {kind}"
-            small = new(batch, 4, depth, height, width, dtype=dtype)
-            out = new(batch, 110, depth, height, width, dtype=dtype)
-            calls[f"pack_motions, {label}"] = WarpCall("pack_motions", out, *points, feature=small, linear=linear)
-            feature = new(batch, 32, depth, height, width, dtype=dtype)
-            logits = new(batch, keypoints + 1, depth, height, width, dtype=dtype)
-            flow = new(batch, depth, height, width, 3)
-            calls[f"motion_field, {label}"] = WarpCall("motion_field", flow, *points, logits=logits, linear=linear)
-            for op in ("compose_flow", "compose_volumes"):
-                for layout in ("first", "last"):
-                    order = torch.channels_last_3d if layout == "last" else torch.contiguous_format
-                    laid = feature.to(memory_format=order)
-                    shade = new(batch, 1, height, width, dtype=dtype)
-                    calls[f"{op}, {label}, channels {layout}"] = WarpCall(
-                        op, torch.empty_like(laid), *points, feature=laid, logits=logits, linear=linear, occlusion=shade
-                    )
-    return calls
+def launches(slug: str, capability: int) -> Iterator[tuple[str, Launch]]:
+    """Name and launch of every kernel variant of a hot path, at the shapes of real models."""
+    yield from {"warp": _warp, "spade": _spade, "raster": _raster}[slug](capability)
 
 
-def compile_call(call: Any, capability: int) -> Report:
-    """Compile the launch that `call` would make on a device of that compute capability."""
+def _new(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _warp(capability: int) -> Iterator[tuple[str, Launch]]:
     from fastface.kernels.warp import warp_triton
 
-    layout = warp_triton._layout(call)
-    cut = warp_triton.config(call.op, layout, capability)
-    _, arguments, constants = warp_triton.plan(call, cut, layout, processors=132)
-    return compile_for(capability, warp_triton._KERNELS[call.op], arguments, constants, warp_triton.options(call, cut))
+    for name, call in _live_portrait_calls():
+        layout = warp_triton._layout(call)
+        cut = warp_triton.config(call.op, layout, capability)
+        _, arguments, constants = warp_triton.plan(call, cut, layout, _PROCESSORS)
+        yield name, (warp_triton._KERNELS[call.op], arguments, constants, warp_triton.options(call, cut))
+
+
+def _live_portrait_calls() -> Iterator[tuple[str, Any]]:
+    from fastface.ops.warp import WarpCall
+
+    batch, keypoints, depth, height, width = 2, 21, 16, 64, 64
+    points = (_new(batch, keypoints, 3), _new(batch, keypoints, 3))
+    matrices = {"translation": None, "linear": _new(batch, 3, 3), "linear per keypoint": _new(batch, keypoints, 3, 3)}
+    for dtype, (kind, linear) in itertools.product((torch.float32, torch.float16), matrices.items()):
+        label = f"{str(dtype).removeprefix('torch.')}, {kind}"
+        small = _new(batch, 4, depth, height, width, dtype=dtype)
+        out = _new(batch, 110, depth, height, width, dtype=dtype)
+        yield f"pack_motions, {label}", WarpCall("pack_motions", out, *points, feature=small, linear=linear)
+        feature = _new(batch, 32, depth, height, width, dtype=dtype)
+        logits = _new(batch, keypoints + 1, depth, height, width, dtype=dtype)
+        flow = _new(batch, depth, height, width, 3)
+        yield f"motion_field, {label}", WarpCall("motion_field", flow, *points, logits=logits, linear=linear)
+        for op, layout in itertools.product(("compose_flow", "compose_volumes"), ("first", "last")):
+            order = torch.channels_last_3d if layout == "last" else torch.contiguous_format
+            laid = feature.to(memory_format=order)
+            shade = _new(batch, 1, height, width, dtype=dtype)
+            yield (
+                f"{op}, {label}, channels {layout}",
+                WarpCall(
+                    op, torch.empty_like(laid), *points, feature=laid, logits=logits, linear=linear, occlusion=shade
+                ),
+            )
+
+
+def _spade(capability: int) -> Iterator[tuple[str, Launch]]:
+    from fastface.kernels.spade import spade_triton
+
+    from fastface.ops import spade
+    from fastface.ops._verify import arrange
+
+    # One image small enough for the registers of a program, simple and not, then one that is not.
+    cases = [(64, 1, "contiguous"), (128, 1, "contiguous"), (90, 2, "contiguous"), (64, 1, "sliced")]
+    cases += [(256, 1, "contiguous"), (256, 2, "contiguous"), (256, 1, "channels_last"), (256, 2, "channels_last")]
+    for dtype, (size, scale, layout) in itertools.product((torch.float32, torch.float16), cases):
+        x = arrange(_new(2, 64, size, size, dtype=dtype), layout)
+        maps = arrange(_new(2, 64, size // scale, size // scale, dtype=dtype), layout)
+        arguments = {"gamma": maps, "beta": maps, "residual": x, "activation": "leaky_relu"}
+        call = spade.registry.build("modulated_norm", x, **arguments)
+        for kernel, _, *launch, constants, options in spade_triton.launches(call, _PROCESSORS, spade_triton.Config()):
+            label = f"{str(dtype).removeprefix('torch.')}, {size}x{size}, scale {scale}, {layout}"
+            yield f"{kernel.__name__}, {label}", (kernel, *launch, constants, options)
+
+
+def _raster(capability: int) -> Iterator[tuple[str, Launch]]:
+    from fastface.kernels.raster import raster_triton
+
+    from fastface.ops import raster
+
+    vertices, triangles = _new(1, 25000, 3), _new(50000, 3, dtype=torch.int32)
+    for dtype, per in itertools.product((torch.float32, torch.float16), ("triangle", "vertex")):
+        attributes = _new(50000 if per == "triangle" else 25000, 3, dtype=dtype)
+        call = raster.registry.build("rasterize", vertices, triangles, attributes, (256, 256), cull="back", per=per)
+        for kernel, _, *launch, constants, options in raster_triton.launches(call, _PROCESSORS):
+            name = f"{kernel.__name__}, {str(dtype).removeprefix('torch.')}, attributes per {per}"
+            yield name, (kernel, *launch, constants, options)
 
 
 if __name__ == "__main__":
-    capabilities = [int(a) for a in sys.argv[1:]] or [80, 90, 100]
+    slugs = [a for a in sys.argv[1:] if not a.isdigit()] or ["warp", "spade", "raster"]
+    capabilities = [int(a) for a in sys.argv[1:] if a.isdigit()] or [80, 90, 100]
     print(f"triton {triton.__version__}; registers / shared bytes / stack bytes / LDL+STL on {capabilities}")
-    for name, call in live_portrait_calls().items():
-        cells = []
-        for capability in capabilities:
-            report = compile_call(call, capability)
-            doubles = "f64!" if ".f64" in report.ptx else ""
-            cells.append(f"{report.registers}/{report.shared}/{report.stack}/{report.spill_instructions}{doubles}")
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    for slug in slugs:
+        for variants in zip(*(launches(slug, capability) for capability in capabilities), strict=True):
+            cells = []
+            for capability, (_, launch) in zip(capabilities, variants, strict=True):
+                report = compile_for(capability, *launch)
+                doubles = "f64!" if ".f64" in report.ptx else ""
+                cells.append(f"{report.registers}/{report.shared}/{report.stack}/{report.spill_instructions}{doubles}")
+            print(f"| {variants[0][0]} | {' | '.join(cells)} |", flush=True)

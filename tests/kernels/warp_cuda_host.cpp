@@ -1,7 +1,6 @@
 // Runs the CUDA kernels' arithmetic (kernels/warp/warp_cuda.cuh) on the CPU: every block, every phase, every thread in
 // turn. Built and called by tests/kernels/test_warp_cuda.py.
-#include <vector>
-
+#include "cuda_host.h"
 #include "warp_cuda.cuh"
 
 namespace {
@@ -23,18 +22,12 @@ struct RunOnHost {
   void operator()(Kernel, Plan& plan) const {
     const Grid grid = Kernel::prepare(plan, processors);
     std::vector<float> shared(Kernel::shared_bytes(plan) / sizeof(float) + 1);
-    for (int z = 0; z < grid.z; ++z) {
-      for (int y = 0; y < grid.y; ++y) {
-        for (int x = 0; x < grid.x; ++x) {
-          std::fill(shared.begin(), shared.end(), std::numeric_limits<float>::quiet_NaN());
-          const Index block{x, y, z};
-          run_phase<Kernel, 0>(plan, block, shared.data());
-          if constexpr (Kernel::kPhases > 1) run_phase<Kernel, 1>(plan, block, shared.data());
-          if constexpr (Kernel::kPhases > 2) run_phase<Kernel, 2>(plan, block, shared.data());
-          if constexpr (Kernel::kPhases > 3) run_phase<Kernel, 3>(plan, block, shared.data());
-        }
-      }
-    }
+    for_each_block<Index>(grid, shared, [&](const Index& block) {
+      run_phase<Kernel, 0>(plan, block, shared.data());
+      if constexpr (Kernel::kPhases > 1) run_phase<Kernel, 1>(plan, block, shared.data());
+      if constexpr (Kernel::kPhases > 2) run_phase<Kernel, 2>(plan, block, shared.data());
+      if constexpr (Kernel::kPhases > 3) run_phase<Kernel, 3>(plan, block, shared.data());
+    });
   }
 };
 

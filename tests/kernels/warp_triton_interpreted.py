@@ -16,7 +16,8 @@ from fastface.kernels.warp import warp_triton
 
 from fastface import ops
 from fastface.ops import _verify
-from fastface.ops._verify import WarpShape, inputs
+from fastface.ops._verify import inputs
+from fastface.ops._verify.warp import WarpShape
 from tests.kernels.test_warp_cuda import ARGUMENTS, DTYPES, LAYOUTS, LINEARS, OPS, SPOILED
 
 assert warp_triton.INTERPRETED, "set TRITON_INTERPRET=1 before Triton is imported"

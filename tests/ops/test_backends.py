@@ -22,7 +22,7 @@ needs_cpu = pytest.mark.skipif(
 
 
 def make(op: str = "compose_flow", **options) -> _verify.Inputs:
-    return _verify.inputs(op, _verify.SHAPES["tiny"], **options)
+    return _verify.inputs(op, "tiny", **options)
 
 
 def call_of(case: _verify.Inputs):

@@ -1,0 +1,32 @@
+"""The Triton kernels of `raster` without a GPU: their results under Triton's interpreter, and what the compiler makes
+of them for three generations of GPUs. On a GPU: test_raster_gpu.py.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.kernels.interpreted import run_interpreted
+
+pytest.importorskip("triton", reason="needs triton")
+
+
+def test_in_the_interpreter() -> None:
+    run_interpreted("raster_triton_interpreted.py")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_compiles_ahead_of_time_without_spills(capability: int) -> None:
+    from tests.kernels import triton_aot
+
+    for name, launch in triton_aot.launches("raster", capability):
+        report = triton_aot.compile_for(capability, *launch)
+        assert report.spill_instructions == 0 and report.stack == 0, f"{name}: {report.stack} bytes of stack"
+        assert report.registers <= 96, f"{name}: {report.registers} registers"
+        assert report.shared <= 1024, f"{name}: {report.shared} bytes of shared memory"
+        assert ".f64" not in report.ptx, f"{name} computes in float64"
+        if name.startswith(("small", "large")):
+            assert re.search(r"atom\.global\.\S*\bmin\.s64", report.ptx), f"{name}: no minimum of signed 64 bits"
