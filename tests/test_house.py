@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 SLUGS = sorted(path.parent.name for path in ROOT.glob("kernels/*/__init__.py"))
 # Lower floors first; a module may import its own floor and those below.
 FLOORS = {
-    **dict.fromkeys(("_version", "kernels"), 0),
+    **dict.fromkeys(("_files", "_version", "kernels"), 0),
     "ops": 1,
     **dict.fromkeys(("nn", "face", "audio", "checkpoints", "engine"), 2),
     **dict.fromkeys(("models", "media"), 3),
@@ -80,7 +80,7 @@ def test_import_loads_no_triton_and_no_native_module() -> None:
 import sys, torch
 before = set(sys.modules)
 import fastface
-heavy = ("triton", "cv2", "mediapipe", "av")
+heavy = ("triton", "cv2", "mediapipe", "av", "transformers", "safetensors")
 new = set(sys.modules) - before
 print([name for name in new if name.split(".")[0] in heavy or name in ("fastface._cpu", "fastface._cuda")])
 """

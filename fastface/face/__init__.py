@@ -1,5 +1,36 @@
-"""The 3D face: where it is (landmarks), and later its shape, its camera and its fitting."""
+"""The 3D face: where it is (landmarks), its shape (morphable models), its camera and its fitting."""
 
+from fastface.face.camera import Camera, CameraAdapter, adapt_cameras, rotation_matrix, rotation_vector
+from fastface.face.fitting import FaceFitter, FaceParameters, transfer_dense
 from fastface.face.landmarks import Face, Landmarks, MediaPipeLandmarks, PrecomputedLandmarks, largest_face
+from fastface.face.loaders import built_in_head, load_face_model, save_face_model
+from fastface.face.model import MorphableModel, SurfacePoints, pncc_colors
+from fastface.face.pncc import PNCC
+from fastface.face.smoothing import OneEuro
+from fastface.face.tracking import FaceTracker, scaled
 
-__all__ = ["Face", "Landmarks", "MediaPipeLandmarks", "PrecomputedLandmarks", "largest_face"]
+__all__ = [
+    "PNCC",
+    "Camera",
+    "CameraAdapter",
+    "Face",
+    "FaceFitter",
+    "FaceParameters",
+    "FaceTracker",
+    "Landmarks",
+    "MediaPipeLandmarks",
+    "MorphableModel",
+    "OneEuro",
+    "PrecomputedLandmarks",
+    "SurfacePoints",
+    "adapt_cameras",
+    "built_in_head",
+    "largest_face",
+    "load_face_model",
+    "pncc_colors",
+    "rotation_matrix",
+    "rotation_vector",
+    "save_face_model",
+    "scaled",
+    "transfer_dense",
+]

@@ -381,7 +381,7 @@ def test_another_size_and_aspect_of_the_driving_video_changes_nothing(model, sou
 
 
 def test_smoothing_calms_noise_and_keeps_motion() -> None:
-    from fastface.models.lifted.driving import OneEuro
+    from fastface.face import OneEuro
 
     rng = np.random.default_rng(0)
     calm = OneEuro(np.full(1, 2.0, dtype=np.float32), np.full(1, 0.15, dtype=np.float32))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from fastface.face.landmarks import Face, Landmarks, MediaPipeLandmarks, largest_face
+from fastface.face.smoothing import OneEuro
 from fastface.models.lifted import topology as topo
 from fastface.models.lifted.expression import FaceFrame
 from fastface.models.lifted.motion import EXPRESSIONS, Motion, rotation_angles
@@ -61,37 +60,6 @@ def eye_opening(landmarks: Array) -> tuple[float, float]:
 
 def _width(landmarks: Array) -> float:
     return float(np.linalg.norm(landmarks[topo.EAR_LEFT] - landmarks[topo.EAR_RIGHT]))
-
-
-class OneEuro:
-    """The One-Euro filter (Casiez et al. 2012) on a vector: smooth when slow, prompt when fast.
-
-    Args:
-        cutoff: Hz when still.
-        beta: how much the cutoff grows with speed, per unit of the values per second.
-    """
-
-    def __init__(self, cutoff: Array, beta: Array) -> None:
-        self.cutoff, self.beta = cutoff, beta
-        self._value: Array | None = None
-        self._speed: Array | None = None
-        self._time = 0.0
-
-    def __call__(self, value: Array, seconds: float) -> Array:
-        if self._value is None or self._speed is None or seconds <= self._time:
-            self._value, self._speed, self._time = value, np.zeros_like(value), seconds
-            return value
-        step = seconds - self._time
-        speed = (value - self._value) / step
-        self._speed = self._speed + _gain(np.float32(1.0), step) * (speed - self._speed)
-        gain = _gain(self.cutoff + self.beta * np.abs(self._speed), step)
-        self._value = (self._value + gain * (value - self._value)).astype(np.float32)
-        self._time = seconds
-        return self._value
-
-
-def _gain(cutoff: Array | np.float32, step: float) -> Array:
-    return np.asarray(1 / (1 + 1 / (2 * math.pi * cutoff * step)), dtype=np.float32)
 
 
 class DrivingMotion:
