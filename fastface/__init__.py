@@ -12,12 +12,28 @@ from typing import Any
 from fastface._version import __version__
 from fastface.ops import explain
 
-__all__ = ["__version__", "apps", "explain", "face", "media", "models", "nn", "ops"]
+__all__ = [
+    "__version__",
+    "apps",
+    "audio",
+    "checkpoints",
+    "engine",
+    "explain",
+    "face",
+    "load_checkpoint",
+    "media",
+    "models",
+    "nn",
+    "ops",
+]
 
-_LAZY_MODULES = ("apps", "face", "media", "models", "nn")
+_LAZY_MODULES = ("apps", "audio", "checkpoints", "engine", "face", "media", "models", "nn")
+_LAZY_FUNCTIONS = {"load_checkpoint": "checkpoints"}
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY_MODULES:
         return importlib.import_module(f"fastface.{name}")
+    if name in _LAZY_FUNCTIONS:
+        return getattr(importlib.import_module(f"fastface.{_LAZY_FUNCTIONS[name]}"), name)
     raise AttributeError(f"module 'fastface' has no attribute {name!r}")

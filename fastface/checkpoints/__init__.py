@@ -1,0 +1,5 @@
+"""Public checkpoint layouts, read into our modules."""
+
+from fastface.checkpoints.loading import Layout, fold_spectral_norm, load_checkpoint, read_state_dict, register
+
+__all__ = ["Layout", "fold_spectral_norm", "load_checkpoint", "read_state_dict", "register"]

@@ -1,0 +1,208 @@
+"""Reads weight files without running what is in them, and fills our modules from other people's names.
+
+A `Layout` says how one public checkpoint names its entries. The models register theirs, next to the modules that they
+fill; the name of a layout begins with the model's, so that `load_checkpoint` knows where to look.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Layout", "fold_spectral_norm", "load_checkpoint", "read_state_dict", "register"]
+
+StateDict = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the entries of a public checkpoint are called.
+
+    Attributes:
+        name: the model's slug, a dot, the part.
+        build: makes the module for a state dict, whose shapes tell the configuration.
+        renames: (pattern, replacement) pairs of `re.fullmatch`; the first that matches turns a name of the checkpoint
+            into one of ours.
+        convert: makes our state dict of the renamed one, where that takes more than names.
+        ignored: patterns of entries that have no effect here, such as counters.
+    """
+
+    name: str
+    build: Callable[[Mapping[str, Tensor]], nn.Module]
+    renames: Sequence[tuple[str, str]]
+    convert: Callable[[StateDict], StateDict] = lambda state: state
+    ignored: Sequence[str] = ()
+
+    def rename(self, name: str) -> str | None:
+        """Our name of an entry, or None for one that does not belong to this layout."""
+        for pattern, replacement in self.renames:
+            match = re.fullmatch(pattern, name)
+            if match:
+                return match.expand(replacement)
+        return None
+
+
+_layouts: dict[str, Layout] = {}
+
+
+def register(layout: Layout) -> Layout:
+    """Make a layout known to `load_checkpoint`."""
+    _layouts[layout.name] = layout
+    return layout
+
+
+def load_checkpoint(source: str | Path | Mapping[str, Tensor], layout: str) -> nn.Module:
+    """The module that a public checkpoint describes, in evaluation mode, its spectral norm folded.
+
+    Args:
+        source: a .safetensors file, a file of `torch.save` (read with ``weights_only=True``), or a state dict.
+        layout: for example "headgan.generator".
+
+    Raises:
+        ValueError: an unknown layout, a file that cannot be read or wants to run code, or entries that do not fit the
+            layout: how many are missing, unexpected or of another shape, with examples.
+    """
+    found = _find(layout)
+    what = f"the checkpoint {source}" if isinstance(source, (str, Path)) else "the state dict"
+    state = read_state_dict(source) if isinstance(source, (str, Path)) else dict(source)
+    state = fold_spectral_norm(_without_prefix(state))
+    known, unexpected = {}, []
+    for name, tensor in state.items():
+        ours = found.rename(name)
+        if ours is not None:
+            known[ours] = tensor
+        elif not any(re.fullmatch(pattern, name) for pattern in found.ignored):
+            unexpected.append(name)
+    if not known:
+        raise ValueError(f"{what} has no entry of layout {layout}: {_examples(unexpected)}")
+    try:
+        module = found.build(known)
+    except KeyError as error:
+        raise ValueError(f"{what} does not fit layout {layout}: {error.args[0]} is missing") from None
+    known = found.convert(known)
+    wanted = module.state_dict()
+    missing = [name for name in wanted if name not in known]
+    unexpected += [name for name in known if name not in wanted]
+    misshapen = [
+        f"{name} {list(known[name].shape)} instead of {list(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in known and known[name].shape != tensor.shape
+    ]
+    faults = [
+        f"{len(names)} {kind} ({_examples(names)})"
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+        if names
+    ]
+    if faults:
+        raise ValueError(f"{what} does not fit layout {layout} of {len(wanted)} entries: {'; '.join(faults)}")
+    module.load_state_dict(known)
+    return module.eval()
+
+
+def _find(name: str) -> Layout:
+    model = name.partition(".")[0]
+    try:
+        importlib.import_module(f"fastface.models.{model}")
+    except ModuleNotFoundError as error:
+        if error.name != f"fastface.models.{model}":
+            raise
+    if name not in _layouts:
+        related = sorted(known for known in _layouts if known.startswith(f"{model}."))
+        raise ValueError(f"layout must be one of {', '.join(related or sorted(_layouts)) or 'none'}, got {name!r}")
+    return _layouts[name]
+
+
+def _examples(names: Sequence[str], count: int = 3) -> str:
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+
+
+def read_state_dict(path: str | Path) -> StateDict:
+    """The tensors of a .safetensors file or of a `torch.save` file, on the CPU; code in a pickle is never run.
+
+    Raises:
+        ValueError: no such file, a truncated or foreign file, a pickle that wants more than tensors, or no tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no such checkpoint file: {path}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols: what cannot be read says so below
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # bad files fail in many ways, none of which says which file it was
+        raise ValueError(f"the checkpoint {path} {_reason(path, error)}") from None
+    return _tensors_of(loaded, path)
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Why a file cannot be read, in a few words."""
+    wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if isinstance(error, pickle.UnpicklingError) and wanted:
+        return f"is refused: it holds more than tensors and asks for {wanted[1]}"
+    told = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if path.suffix == ".safetensors" or zipfile.is_zipfile(path):
+        return f"cannot be read: {told[:200]}"
+    return "is truncated, or no file of torch.save"
+
+
+def _tensors_of(loaded: object, path: Path) -> StateDict:
+    """A state dict, or the one inside a dict of training state."""
+    if isinstance(loaded, Mapping):
+        if loaded and all(isinstance(value, Tensor) for value in loaded.values()):
+            return dict(loaded)
+        inner = {
+            key: value
+            for key, value in loaded.items()
+            if isinstance(value, Mapping) and value and all(isinstance(each, Tensor) for each in value.values())
+        }
+        if len(inner) == 1:
+            return dict(next(iter(inner.values())))
+        if inner:
+            raise ValueError(f"{path} holds several state dicts ({', '.join(map(str, inner))}): pass one of them")
+    raise ValueError(f"{path} must hold a state dict, got {type(loaded).__name__}")
+
+
+def _without_prefix(state: Mapping[str, Tensor]) -> StateDict:
+    """Without the ``module.`` that DataParallel puts before every name."""
+    if all(name.startswith("module.") for name in state):
+        return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    return dict(state)
+
+
+def fold_spectral_norm(state: Mapping[str, Tensor]) -> StateDict:
+    """Replace ``weight_orig, weight_u, weight_v`` by ``weight = weight_orig / (u . W v)`` with the stored u and v.
+
+    Source: arXiv 1802.05957, equation (12). Both spellings of PyTorch are read, the hook's and the parametrization's.
+    """
+    folded: StateDict = {}
+    for name, tensor in state.items():
+        hook = re.fullmatch(r"(.*)weight_orig", name)
+        parametrized = re.fullmatch(r"(.*)parametrizations\.weight\.original", name)
+        if hook:
+            stem, u, v = hook[1], f"{hook[1]}weight_u", f"{hook[1]}weight_v"
+        elif parametrized:
+            stem = parametrized[1]
+            u, v = (f"{stem}parametrizations.weight.0.{each}" for each in ("_u", "_v"))
+        else:
+            if not re.search(r"(weight_[uv]|parametrizations\.weight\.0\._[uv])$", name):
+                folded[name] = tensor
+            continue
+        if u not in state or v not in state:
+            raise ValueError(f"{name} needs {u} and {v} for its spectral norm, which the checkpoint does not have")
+        matrix = tensor.double().flatten(1)
+        sigma = state[u].double() @ (matrix @ state[v].double())
+        folded[f"{stem}weight"] = (tensor.double() / sigma).to(tensor.dtype)
+    return folded

@@ -1,0 +1,265 @@
+"""HeadGAN as a system: a portrait and a stream of 35 numbers a frame (and sound) to frames.
+
+    driving frame -> landmarks -> fit -> expression, camera -> with the source's identity: PNCC -> G -> frame
+
+Without trained weights the last step falls to `lifted`: the photo itself is moved by what the 3D face does. The chain
+before it is the same, so it can be tried, sent over a wire and measured.
+Source: HeadGAN (arXiv 2012.08261), section 3 and figure 2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastface.face import (
+    PNCC,
+    FaceParameters,
+    FaceTracker,
+    Landmarks,
+    MediaPipeLandmarks,
+    MorphableModel,
+    built_in_head,
+    largest_face,
+    rotation_matrix,
+    scaled,
+)
+from fastface.models import lifted
+from fastface.models.headgan.generator import Encoding, Generator
+from fastface.models.lifted import topology
+
+__all__ = ["HeadGAN", "HeadGANMotion", "HeadGANSource"]
+
+# Side of the crop in sides of the face's box: the margin of 100 pixels in 256 that the published weights know; more for
+# `lifted`, which wants to see what surrounds the head.
+_CROPS = {"headgan": 256 / 156, "lifted": 2.2}
+_FLIP = (1.0, -1.0, -1.0)  # from the directions of model space to those of the image
+
+
+@dataclass(frozen=True)
+class HeadGANSource:
+    """What depends on the portrait alone.
+
+    Attributes:
+        portrait: the crop ``[1, 3, S, S]`` in [0, 1].
+        parameters: the portrait's own face, in pixels of the crop.
+        render: its PNCC ``[1, 3, S, S]``.
+        box: the crop in the photo, (x, y, side) in pixels.
+        encoding: the generator's features; None without one.
+        moving: what `lifted` made of the crop; None with a generator.
+    """
+
+    portrait: Tensor
+    parameters: FaceParameters
+    render: Tensor
+    box: tuple[int, int, int]
+    encoding: Encoding | None
+    moving: lifted.Source | None
+
+
+@dataclass(frozen=True)
+class HeadGANMotion:
+    """A batch of frames to render: each with those before it, as the generator sees three.
+
+    Attributes:
+        parameters: ``[B, T, E+7]``: expression and camera (`FaceParameters.vector`) of frames t-T+1 .. t, in pixels of
+            the source's crop. T may be smaller than the generator's 3: the first one is repeated.
+        audio: ``[B, 300]`` or None for silence.
+    """
+
+    parameters: Tensor
+    audio: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.parameters.dim() != 3 or self.parameters.shape[1] < 1:
+            raise ValueError(f"parameters must be [B, T, expressions + 7], got {list(self.parameters.shape)}")
+        if not torch.isfinite(self.parameters).all():
+            raise ValueError("parameters must be finite")
+        if self.audio is not None and (self.audio.dim() != 2 or len(self.audio) != len(self.parameters)):
+            raise ValueError(f"audio must be [{len(self.parameters)}, 300], got {list(self.audio.shape)}")
+
+    @classmethod
+    def of(cls, *frames: FaceParameters, audio: Tensor | None = None) -> HeadGANMotion:
+        """One frame (batch 1) from the parameters of the last few frames, the newest last."""
+        return cls(torch.stack([frame.vector for frame in frames], 1), audio)
+
+
+class HeadGAN:
+    """The system: `prepare` once per portrait, `render` per frame.
+
+    Args:
+        generator: trained weights, from ``load_checkpoint(path, "headgan.generator")``, or optimised; None renders
+            with `lifted`.
+        model: the morphable model; the built-in head by default. A generator wants the one it was trained with.
+        landmarks: the detector for portraits; MediaPipe's by default.
+        size: side of the frames in pixels, a multiple of 4.
+        backend: of the ops.
+    """
+
+    def __init__(
+        self,
+        generator: Generator | None = None,
+        *,
+        model: MorphableModel | None = None,
+        landmarks: Landmarks | None = None,
+        size: int = 256,
+        backend: str | None = None,
+    ) -> None:
+        if size < 64 or size % 4:
+            raise ValueError(f"size must be a multiple of 4, at least 64, got {size}")
+        self.generator, self.size = generator, size
+        self.model = model or built_in_head()
+        self.landmarks = landmarks or MediaPipeLandmarks()
+        self.pncc = PNCC(self.model, (size, size), backend=backend)
+        self._lifted = (
+            None
+            if generator
+            else lifted.Lifted(lifted.LiftedConfig(size=size), landmarks=self.landmarks, backend=backend)
+        )
+        self._blinks = [
+            (index, lifted.EXPRESSIONS.index(name))
+            for index, name in enumerate(self.model.expression_names)
+            if name in ("blink_left", "blink_right")
+        ]
+
+    @property
+    def renderer(self) -> str:
+        """What makes the frames: "headgan" with trained weights, else "lifted"."""
+        return "headgan" if self.generator else "lifted"
+
+    def prepare(
+        self, portrait: NDArray[np.uint8], *, face: int | None = None, parameters: FaceParameters | None = None
+    ) -> HeadGANSource:
+        """Everything that depends on the portrait alone.
+
+        Args:
+            portrait: ``[H, W, 3]`` uint8 RGB.
+            face: chooses among several; the largest by default.
+            parameters: the portrait's own, in its pixels, where they are known: the portrait is a crop already then.
+
+        Raises:
+            ValueError: no face, or no such face; with `parameters`, a portrait that is not square.
+        """
+        if parameters is None:
+            crop, box, parameters = self._fit(portrait, face)
+        else:
+            side = portrait.shape[0]
+            if portrait.shape[1] != side:
+                raise ValueError(f"a portrait with parameters must be square, got {portrait.shape[1]}x{side}")
+            crop, box = resized(portrait, self.size), (0, 0, side)
+            parameters = replace(parameters, camera=scaled(parameters.camera, self.size / side))
+        image = torch.from_numpy(crop).permute(2, 0, 1)[None].float() / 255
+        render = self.pncc(parameters)
+        encoding, moving = None, None
+        if self.generator is not None:
+            with torch.inference_mode():
+                encoding = self.generator.encode(image * 2 - 1, render)
+        else:
+            assert self._lifted is not None
+            moving = self._lifted.prepare(crop)
+        return HeadGANSource(image, parameters, render, box, encoding, moving)
+
+    def _fit(
+        self, photo: NDArray[np.uint8], face: int | None
+    ) -> tuple[NDArray[np.uint8], tuple[int, int, int], FaceParameters]:
+        """The crop about a face, where it is in the photo, and the face's parameters in pixels of the crop."""
+        faces = self.landmarks(photo)
+        if not faces:
+            raise ValueError("no face found in the portrait, expected one")
+        if face is not None and not 0 <= face < len(faces):
+            raise ValueError(f"face must be from 0 to {len(faces) - 1}, got {face}")
+        chosen = faces[largest_face(faces) if face is None else face]
+        x, y, side = box = _square(chosen.box, _CROPS[self.renderer], photo.shape[:2])
+        found = FaceTracker(self.model, self.landmarks).follow(chosen)
+        parameters = replace(found, camera=scaled(found.camera, self.size / side, (x, y)))
+        return resized(photo[y : y + side, x : x + side], self.size), box, parameters
+
+    def draw(self, source: HeadGANSource, motion: HeadGANMotion) -> Tensor:
+        """The driving face on the source's identity, ``[B, 3, S, S]`` in [0, 1]: the newest frame of the motion."""
+        return self.pncc(FaceParameters.of_vector(motion.parameters[:, -1], source.parameters.identity))
+
+    def render(self, source: HeadGANSource, motion: HeadGANMotion) -> Tensor:
+        """Frames ``[B, 3, S, S]`` in [0, 1]."""
+        expected = self.model.expressions + 7
+        if motion.parameters.shape[2] != expected:
+            raise ValueError(f"parameters must be [B, T, {expected}], got {list(motion.parameters.shape)}")
+        if self.generator is not None:
+            return self._generate(source, motion)
+        assert self._lifted is not None and source.moving is not None
+        return self._lifted.render(source.moving, self._as_lifted(source, motion))
+
+    @torch.inference_mode()
+    def _generate(self, source: HeadGANSource, motion: HeadGANMotion) -> Tensor:
+        assert self.generator is not None and source.encoding is not None
+        config = self.generator.config
+        batch = len(motion.parameters)
+        history = motion.parameters[:, -config.frames :]
+        missing = history[:, :1].expand(-1, config.frames - history.shape[1], -1)
+        history = torch.cat([missing, history], 1).flatten(0, 1)
+        faces = self.pncc(FaceParameters.of_vector(history, source.parameters.identity))
+        audio = motion.audio
+        if config.audio and audio is None:
+            audio = torch.zeros(batch, config.audio)
+        frames = self.generator(source.encoding, faces.unflatten(0, (batch, -1)).flatten(1, 2), audio)
+        return (frames.image + 1) / 2
+
+    def _as_lifted(self, source: HeadGANSource, motion: HeadGANMotion) -> lifted.Motion:
+        """The same motion relative to the portrait, in the terms of `lifted`."""
+        assert source.moving is not None
+        target = FaceParameters.of_vector(motion.parameters[:, -1], source.parameters.identity)
+        own, flip = source.parameters, target.expression.new_tensor(_FLIP)
+        scale = target.camera.scale / own.camera.scale
+        turn = rotation_matrix(target.camera.rotation) @ rotation_matrix(own.camera.rotation).mT
+        turn = flip[:, None] * turn * flip  # in directions of the image
+        # A point of the portrait goes to scale · turn · x + shift; lifted wants the move of its own pivot.
+        moved = (scale[:, None, None] * turn) @ own.camera.translation[0]
+        shift = target.camera.translation - moved
+        pixel = 2 / (self.size - 1)
+        pivot = (source.moving.pivot + 1) / pixel
+        pivot = torch.cat([pivot[:2], source.moving.pivot[2:] / pixel])
+        translation = (scale[:, None, None] * turn) @ pivot + shift - pivot
+        translation[:, 2] = 0  # an orthographic image shows no depth
+        width = source.moving.face_width / pixel
+        difference = target.expression - own.expression
+        controls = torch.zeros(len(difference), len(lifted.EXPRESSIONS))
+        for index, control in self._blinks:
+            # Measured from the portrait's own lids: what is left of them to close.
+            open_share = (1 - own.expression[:, index]).clamp(min=0.1)
+            controls[:, control] = (difference[:, index] / open_share).clamp(-0.3, 1)
+        still = difference.clone()
+        for index, _ in self._blinks:
+            still[:, index] = 0  # lids close by their controls, the rest by offsets
+        assert self.model.dense is not None
+        face = self.model.dense.of(self.model.mean)
+        ears = torch.linalg.vector_norm(face[topology.EAR_LEFT] - face[topology.EAR_RIGHT])
+        offsets = self.model.dense.of(self.model.shape(expression=still) - self.model.mean) * flip
+        return lifted.Motion(
+            rotation=lifted.rotation_angles(turn),
+            translation=translation / width,
+            scale=scale,
+            expression=controls,
+            offsets=offsets / ears,
+        )
+
+
+def _square(box: tuple[float, float, float, float], factor: float, shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """The square about a face's box (x, y, side), inside an image of [H, W], so smaller in need."""
+    height, width = shape
+    x0, y0, x1, y1 = box
+    side = min(round(factor * max(x1 - x0, y1 - y0)), height, width)
+    left = min(max(round((x0 + x1 - side) / 2), 0), width - side)
+    # The hair above belongs to the picture more than the chest below.
+    top = min(max(round((y0 + y1) / 2 - 0.55 * side), 0), height - side)
+    return left, top, side
+
+
+def resized(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """A square image at another size."""
+    import cv2
+
+    how = cv2.INTER_AREA if image.shape[0] > size else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(image, (size, size), interpolation=how), dtype=np.uint8)
