@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-Image = NDArray[np.uint8]
+from fastface.apps._common import Clock, Image, Sampler, UserError, beside, check_places, demo_portrait, guarded, within
 
 HELP = "make a photo move: a portrait and a motion, or a driving video, to mp4, gif or PNGs"
 
@@ -85,63 +82,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print a summary as JSON instead of words")
 
 
-class _Stop(Exception):
-    """A mistake of the user's: one line, exit code 2."""
-
-
-@dataclass
-class _Clock:
-    """Milliseconds per stage, one entry per frame."""
-
-    stages: dict[str, list[float]] = field(default_factory=dict)
-
-    def time(self, name: str, call: Callable[..., Any], *arguments: Any) -> Any:
-        start = time.perf_counter()
-        result = call(*arguments)
-        self.stages.setdefault(name, []).append((time.perf_counter() - start) * 1e3)
-        return result
-
-    def medians(self) -> dict[str, float]:
-        return {name: float(np.median(times)) for name, times in self.stages.items()}
-
-
-class _Sampler:
-    """About `count` of the frames of a stream of unknown length, evenly spread, in bounded memory."""
-
-    def __init__(self, count: int) -> None:
-        self._count, self._stride, self._seen = count, 1, 0
-        self._kept: list[Image] = []
-
-    def add(self, frame: Image) -> None:
-        if self._seen % self._stride == 0:
-            self._kept.append(frame.copy())
-            if len(self._kept) >= 4 * self._count:
-                self._kept, self._stride = self._kept[::2], self._stride * 2
-        self._seen += 1
-
-    def frames(self) -> list[Image]:
-        wanted = min(self._count, len(self._kept))
-        return [self._kept[round(i)] for i in np.linspace(0, len(self._kept) - 1, wanted)] if wanted else []
-
-
 def run(args: argparse.Namespace) -> int:
     """Run the command: 0 when the video is written, 2 with one line on stderr for bad input, 130 when interrupted."""
-    from fastface.ops import BackendUnavailable
-
-    try:
-        return _run(args)
-    except (_Stop, ValueError, ImportError, BackendUnavailable) as error:
-        print(f"fastface animate: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(
-            f"fastface animate: {error.strerror or error}{f': {error.filename}' if error.filename else ''}",
-            file=sys.stderr,
-        )
-        return 2
-    except KeyboardInterrupt:
-        print("fastface animate: interrupted; no half-written file is left", file=sys.stderr)
-        return 130
+    return guarded("animate", _run, args)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -157,10 +100,13 @@ def _run(args: argparse.Namespace) -> int:
     sheet = None if args.contact_sheet is None else Path(args.contact_sheet)
     if sheet is None and demo:
         sheet = output.with_name(f"{output.stem}_sheet.png") if output.suffix else Path(f"{output}_sheet.png")
-    _check_places([Path(path) for path in (args.portrait, args.driving) if path is not None], output, sheet)
+    media.check_output(output)
+    if sheet is not None:
+        media.check_image_output(sheet)
+    check_places([args.portrait, args.driving], output, sheet)
     point = torch.zeros(1, 1, 3)
     ops.motion_field(torch.zeros(1, 2, 1, 1, 1), point, point, backend=args.backend)  # refuses before any work is done
-    photo = _demo_portrait() if demo else media.read_image(args.portrait, max_side=1920 if args.full else 4096)
+    photo = demo_portrait() if demo else media.read_image(args.portrait, max_side=1920 if args.full else 4096)
     say = (lambda line: None) if args.json else print
     loaded = time.perf_counter()
 
@@ -169,10 +115,10 @@ def _run(args: argparse.Namespace) -> int:
         model = Lifted(LiftedConfig(size=args.size), backend=args.backend)
         faces = model.detect(photo)
         if not faces:
-            raise _Stop(f"no face found in {args.portrait}, expected a photo with a face")
+            raise UserError(f"no face found in {args.portrait}, expected a photo with a face")
         wanted = args.face or 1
         if wanted > len(faces):
-            raise _Stop(f"--face must be from 1 to {len(faces)} (the faces found), got {wanted}")
+            raise UserError(f"--face must be from 1 to {len(faces)} (the faces found), got {wanted}")
         if len(faces) > 1:
             x0, y0, x1, y1 = (round(value) for value in faces[wanted - 1].box)
             which = "the largest" if args.face is None else f"number {wanted}"
@@ -185,7 +131,7 @@ def _run(args: argparse.Namespace) -> int:
         say(f"prepared in {prepare_ms:.0f} ms, after {detector_ms:.0f} ms for the detector, its start included")
 
         fps = args.fps or (reader.fps if reader else 25.0)
-        clock = _Clock()
+        clock = Clock()
         driver = None
         if reader is not None:
             driver = DrivingMotion(smoothing=args.smoothing)
@@ -200,7 +146,7 @@ def _run(args: argparse.Namespace) -> int:
             ticks = ((None, index / fps) for index in range(total))
 
         paste = _Paste(source) if args.full else None
-        sampler = _Sampler(8)
+        sampler = Sampler(8)
         from tqdm import tqdm
 
         audio = args.driving if reader is not None and reader.has_audio else None
@@ -223,14 +169,14 @@ def _run(args: argparse.Namespace) -> int:
                     frame = clock.time("paste", paste, frame)
                 if args.side_by_side:
                     left = image if image is not None else (source.photo if args.full else source.portrait).numpy()
-                    frame = _beside(left, frame)
+                    frame = beside(left, frame)
                 sampler.add(frame)
                 clock.time("write", writer.write, frame, seconds)
                 bar.update()
             if driver is not None and driver.frames == 1 and args.seconds is None:
-                raise _Stop(f"the driving video must have at least 2 frames, got 1: {args.driving}")
+                raise UserError(f"the driving video must have at least 2 frames, got 1: {args.driving}")
             if driver is not None and driver.missed == driver.frames:
-                raise _Stop(f"no face found in any of the {driver.frames} frames of {args.driving}, expected one")
+                raise UserError(f"no face found in any of the {driver.frames} frames of {args.driving}, expected one")
         looped = time.perf_counter() - looping
 
     if sheet is not None:
@@ -271,50 +217,14 @@ def _run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     if args.seconds is not None and not 0 < args.seconds <= 3600:
-        raise _Stop(f"--seconds must be above 0 and at most 3600, got {args.seconds:g}")
-    if args.fps is not None and not 1 <= args.fps <= 240:
-        raise _Stop(f"--fps must be from 1 to 240, got {args.fps:g}")
-    if not 64 <= args.size <= 2048:
-        raise _Stop(f"--size must be from 64 to 2048, got {args.size}")
+        raise UserError(f"--seconds must be above 0 and at most 3600, got {args.seconds:g}")
+    within("--fps", args.fps, 1, 240)
+    within("--size", args.size, 64, 2048)
     if args.face is not None and args.face < 1:
-        raise _Stop(f"--face counts from 1, got {args.face}")
-    for name in ("pose_strength", "expression_strength"):
-        value = getattr(args, name)
-        if not 0 <= value <= 3:
-            raise _Stop(f"--{name.replace('_', '-')} must be from 0 to 3, got {value:g}")
-    if not 0 <= args.smoothing <= 100:
-        raise _Stop(f"--smoothing must be from 0 to 100, got {args.smoothing:g}")
-
-
-def _check_places(inputs: list[Path], output: Path, sheet: Path | None) -> None:
-    """Refuse an output that cannot be written, and one that would replace an input or the other output."""
-    from fastface import media
-
-    media.check_output(output)
-    if sheet is not None:
-        media.check_image_output(sheet)
-        if _inside(sheet, output):
-            raise _Stop(f"the contact sheet {sheet} would lie in the output {output}")
-    for path in inputs:
-        if _inside(path, output) or (sheet is not None and _inside(path, sheet)):
-            raise _Stop(f"the output would overwrite the input {path}")
-
-
-def _inside(path: Path, other: Path) -> bool:
-    """Whether replacing `other` replaces `path`: the same file by any name, or a file in that folder."""
-    if path.exists() and other.exists() and os.path.samefile(path, other):
-        return True
-    return path.resolve().is_relative_to(other.resolve())
-
-
-def _demo_portrait() -> Image:
-    try:
-        from skimage import data
-    except ImportError as error:
-        raise _Stop(
-            "the built-in portrait needs scikit-image: pip install 'fastface-kernels[demo]', or name a PORTRAIT"
-        ) from error
-    return np.asarray(data.astronaut())
+        raise UserError(f"--face counts from 1, got {args.face}")
+    within("--pose-strength", args.pose_strength, 0, 3)
+    within("--expression-strength", args.expression_strength, 0, 3)
+    within("--smoothing", args.smoothing, 0, 100)
 
 
 def _resampled(reader: Any, fps: float | None, limit: float | None) -> Iterator[tuple[Image, float]]:
@@ -357,12 +267,3 @@ class _Paste:
         under = out[y0 : y0 + side, x0 : x0 + side]
         out[y0 : y0 + side, x0 : x0 + side] = np.rint(under + mask * (crop.astype(np.float32) - under)).astype(np.uint8)
         return out
-
-
-def _beside(left: Image, right: Image) -> Image:
-    import cv2
-
-    height = right.shape[0]
-    width = max(1, round(left.shape[1] * height / left.shape[0]))
-    how = cv2.INTER_AREA if left.shape[0] > height else cv2.INTER_CUBIC
-    return np.concatenate([cv2.resize(left, (width, height), interpolation=how), right], axis=1)

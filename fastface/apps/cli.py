@@ -16,6 +16,12 @@ from fastface._version import __version__
 
 COMMANDS = {
     "animate": "move the face in a photo: by a preset motion or by a driving video",
+    "reenact": "move the face in a photo by a driving video, through a 3D face (HeadGAN)",
+    "reconstruct": "make a video again from its first frame and 35 numbers a frame, and measure how close it comes",
+    "edit": "a picture of a portrait with other poses and expressions",
+    "frontalize": "a portrait that looks straight ahead",
+    "encode": "a video of a face to a stream of a few kbit/s: 35 numbers a frame",
+    "decode": "such a stream to video again",
     "doctor": "report the environment, the build and the backends, and what to do where something is missing",
     "selftest": "run every backend that can run here against the reference",
     "bench": "time the kernels against eager PyTorch and torch.compile; print a table, write CSV rows",

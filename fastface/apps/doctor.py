@@ -36,6 +36,10 @@ PACKAGES = {
     "mediapipe": "finding faces: pip install 'fastface-kernels[face]'",
     "av": "reading and writing video: pip install 'fastface-kernels[video]'",
     "scikit-image": "the portrait of the demo: pip install 'fastface-kernels[demo]'",
+    "safetensors": "",
+    "transformers": "hearing characters: pip install 'fastface-kernels[audio]'",
+    "scipy": "files of BFM 2009 and LSFM: pip install 'fastface-kernels[face-models]'",
+    "h5py": "files of BFM 2017 and 2019: pip install 'fastface-kernels[face-models]'",
 }
 
 
@@ -119,7 +123,7 @@ def _backends(op: str) -> dict[str, Any]:
     result = {}
     for device in ["cpu"] + (["cuda:0"] if torch.cuda.is_available() else []):
         registry = registries[op]
-        args, kwargs = _verify.inputs(op, _verify.SHAPES["tiny"], device=device).arguments
+        args, kwargs = _verify.inputs(op, "tiny", device=device).arguments
         call = registry.build(op, *args, **kwargs)
         try:
             chosen = registry.choose(call)[0]

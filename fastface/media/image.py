@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
+import io
 import os
-import secrets
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastface._files import replacing
 from fastface._version import __version__
 
 Image = NDArray[np.uint8]
@@ -104,11 +104,6 @@ def first_line(error: BaseException) -> str:
     return text[0] if text else type(error).__name__
 
 
-def partial(path: Path) -> Path:
-    """A name beside `path` for what is not complete yet, unlike that of any other process or thread."""
-    return path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.partial{path.suffix}")
-
-
 def check_parent(path: Path) -> None:
     """Raises ValueError where nothing can be written at `path`; the folders up to it may still be missing."""
     folder = next(parent for parent in path.absolute().parents if parent.exists())
@@ -126,17 +121,6 @@ def check_image_output(path: str | Path) -> None:
     if path.is_dir():
         raise ValueError(f"expected a file name, got the directory {path}")
     check_parent(path)
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that takes its place when the block ends well, and is removed when it does not."""
-    temporary = partial(path)
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_image(path: str | Path, image: Image) -> None:
@@ -159,6 +143,26 @@ def write_image(path: str | Path, image: Image) -> None:
             picture.save(temporary, format="PNG", pnginfo=text, compress_level=4)
         else:
             picture.save(temporary, format="JPEG", quality=92, comment=synthetic_tag().encode())
+
+
+def to_jpeg(image: Image, *, quality: int = 92) -> bytes:
+    """``[H, W, 3]`` uint8 as the bytes of a JPEG file."""
+    from PIL import Image as Pillow
+
+    data = io.BytesIO()
+    Pillow.fromarray(np.ascontiguousarray(image)).save(data, format="JPEG", quality=quality)
+    return data.getvalue()
+
+
+def from_bytes(data: bytes) -> Image:
+    """The bytes of a PNG or JPEG file as ``[H, W, 3]`` uint8. Raises ValueError for anything else."""
+    from PIL import Image as Pillow
+
+    try:
+        with Pillow.open(io.BytesIO(data), formats=("PNG", "JPEG")) as opened:
+            return np.array(opened.convert("RGB"))
+    except (OSError, SyntaxError, Pillow.DecompressionBombError, Pillow.UnidentifiedImageError) as error:
+        raise ValueError(f"cannot read an image from {len(data)} bytes: {first_line(error)}") from error
 
 
 def contact_sheet(frames: Sequence[Image], *, columns: int = 4, side: int = 320) -> Image:

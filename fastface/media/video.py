@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fastface.media.image import check_parent, first_line, partial, synthetic_tag
+from fastface._files import partial
+from fastface.media.image import check_parent, first_line, synthetic_tag
 
 Image = NDArray[np.uint8]
 

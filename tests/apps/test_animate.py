@@ -185,7 +185,7 @@ def bad(tmp_path_factory) -> Path:
         (["{portrait}", "--contact-sheet", "{out}/a.tiff"], "image's extension must be .png, .jpg or .jpeg"),
         (["{portrait}", "--contact-sheet", "{out}"], "image's extension"),
         (["{portrait}", "--contact-sheet", "{out}/kept.txt/a.png"], "expected a folder, got the file"),
-        (["{portrait}", "--contact-sheet", "{out}/new/a.png", "-o", "{out}/new"], "would lie in the output"),
+        (["{portrait}", "--contact-sheet", "{out}/new/a.png", "-o", "{out}/new"], "would overwrite one another"),
     ],
 )
 def test_bad_input_is_one_line_and_no_file(tmp_path, portrait, bad, capsys, arguments, message) -> None:
