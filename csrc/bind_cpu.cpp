@@ -10,6 +10,7 @@
 #include "raster_cpu.h"
 #include "spade_cpu.h"
 #include "warp_cpu.h"
+#include "winograd_tier.h"
 
 namespace py = pybind11;
 
@@ -63,9 +64,9 @@ void run_tier(int threads, [[maybe_unused]] Run avx512, [[maybe_unused]] Run avx
 }
 
 #ifdef FASTFACE_X86_TIERS
-#define FASTFACE_TIERS(slug) slug::avx512::run, slug::avx2::run, slug::baseline::run
+#define FASTFACE_TIERS(room, function) room::avx512::function, room::avx2::function, room::baseline::function
 #else
-#define FASTFACE_TIERS(slug) slug::baseline::run, slug::baseline::run, slug::baseline::run
+#define FASTFACE_TIERS(room, function) room::baseline::function, room::baseline::function, room::baseline::function
 #endif
 
 void run_warp(const std::string& name, const warp::PyParams& arguments, int threads) {
@@ -74,18 +75,43 @@ void run_warp(const std::string& name, const warp::PyParams& arguments, int thre
                                          {"compose_flow", CpuOp::kComposeFlow},
                                          {"compose_volumes", CpuOp::kComposeVolumes},
                                          {"motion_field", CpuOp::kMotionField}});
-  run_tier(threads, FASTFACE_TIERS(warp), op, warp::to_params(arguments));
+  run_tier(threads, FASTFACE_TIERS(warp, run), op, warp::to_params(arguments));
 }
 
 void run_spade(const std::string& name, const spade::PyParams& arguments, int threads) {
   using spade::CpuOp;
   const CpuOp op =
       find_op<CpuOp>(name, {{"modulated_norm", CpuOp::kModulatedNorm}, {"instance_stats", CpuOp::kInstanceStats}});
-  run_tier(threads, FASTFACE_TIERS(spade), op, spade::to_params(arguments));
+  run_tier(threads, FASTFACE_TIERS(spade, run), op, spade::to_params(arguments));
 }
 
 void run_raster(const raster::PyParams& arguments, int threads) {
-  run_tier(threads, FASTFACE_TIERS(raster), raster::to_params(arguments));
+  run_tier(threads, FASTFACE_TIERS(raster, run), raster::to_params(arguments));
+}
+
+// (batch, height, width, channels), (first, count, rows), image, its strides, tiles, bias.
+using WinogradParams =
+    std::tuple<std::array<int64_t, 4>, std::array<int64_t, 3>, uintptr_t, std::array<int64_t, 3>, uintptr_t, uintptr_t>;
+
+void run_winograd(bool input, const WinogradParams& arguments, int threads) {
+  const auto& [sizes, part, image, strides, tiles, bias] = arguments;
+  winograd::Params params;
+  params.batch = sizes[0];
+  params.height = sizes[1];
+  params.width = sizes[2];
+  params.channels = sizes[3];
+  params.first = part[0];
+  params.count = part[1];
+  params.rows = part[2];
+  params.image = to_pointer<float>(image);
+  for (int i = 0; i < 3; ++i) params.stride[i] = strides[i];
+  params.tiles = to_pointer<float>(tiles);
+  params.bias = to_pointer<const float>(bias);
+  if (input) {
+    run_tier(threads, FASTFACE_TIERS(winograd, input), params);
+  } else {
+    run_tier(threads, FASTFACE_TIERS(winograd, output), params);
+  }
 }
 
 }  // namespace
@@ -99,4 +125,5 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("warp", &fastface::run_warp);
   m.def("spade", &fastface::run_spade);
   m.def("raster", &fastface::run_raster);
+  m.def("winograd", &fastface::run_winograd);
 }

@@ -2,5 +2,6 @@
 
 from fastface.engine.optimize import optimize
 from fastface.engine.profile import LayerTime, layer_times, table
+from fastface.engine.winograd import WinogradConv2d
 
-__all__ = ["LayerTime", "layer_times", "optimize", "table"]
+__all__ = ["LayerTime", "WinogradConv2d", "layer_times", "optimize", "table"]

@@ -1,8 +1,9 @@
 """Exact rewrites of a model for inference.
 
 Each changes the order of arithmetic, never the formula: a norm folded into the convolution before it, a spectral norm
-into its weight, convolutions of one input merged into one, channels_last. What a module knows of itself it says in
-``optimized()``, which returns its rewritten form; what is true of any model is done here.
+into its weight, convolutions of one input merged into one, 3x3 convolutions by Winograd's algorithm, channels_last. What
+a module knows of itself it says in ``optimized()``, which returns its rewritten form; what is true of any model is done
+here.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, remove_spectral_norm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.nn.utils.spectral_norm import SpectralNorm
+
+from fastface.engine.winograd import WinogradConv2d, suits_winograd
 
 __all__ = ["Rewritable", "optimize"]
 
@@ -31,12 +34,16 @@ class Rewritable(Protocol):
     def optimized(self) -> nn.Module: ...
 
 
-def optimize(module: ModuleT, *, channels_last: bool = True) -> ModuleT:
+def optimize(module: ModuleT, *, channels_last: bool = True, winograd: bool = True) -> ModuleT:
     """A copy of `module` for inference that computes the same, to 1e-4 of the output's range in float32.
 
-    Folds spectral norm into weights and batch norm into the convolution before it (in an `nn.Sequential`), replaces
-    every part that has an ``optimized()`` by what that returns, and stores 4-dimensional weights channels_last. The
-    copy is in evaluation mode and without gradients; `module` is untouched.
+    Spectral norm is folded into weights, batch norm into the convolution before it (in an `nn.Sequential`); every part
+    that has an ``optimized()`` becomes what that returns. The copy is in evaluation mode, without gradients, and meant
+    for the device that `module` is on; `module` itself is untouched.
+
+    Args:
+        channels_last: store 4-dimensional weights so, which makes the results channels_last too.
+        winograd: on a CPU compute 3x3 convolutions of 64 channels and more by `WinogradConv2d`.
     """
     copied = copy.deepcopy(module, _computed(module)).eval().requires_grad_(False)
     for part in list(copied.modules()):
@@ -45,6 +52,8 @@ def optimize(module: ModuleT, *, channels_last: bool = True) -> ModuleT:
     for part in list(result.modules()):
         if isinstance(part, nn.Sequential):
             _fold_batch_norm(part)
+    if winograd:
+        _replace_convs(result)
     if channels_last:
         result.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in the stubs of torch
     return cast(ModuleT, result)  # a rewritten form is called as the original is
@@ -65,6 +74,14 @@ def _rewrite(module: nn.Module) -> nn.Module:
         if rewritten is not child:
             module._modules[name] = rewritten
     return module
+
+
+def _replace_convs(module: nn.Module) -> None:
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.Conv2d) and suits_winograd(child):
+            module._modules[name] = WinogradConv2d(child)
+        else:
+            _replace_convs(child)
 
 
 def _fold_spectral_norm(module: nn.Module) -> None:

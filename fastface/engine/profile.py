@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastface.engine.winograd import WinogradConv2d
+
 __all__ = ["LayerTime", "layer_times", "table"]
 
 
@@ -81,6 +83,8 @@ def _wait() -> None:
 def _multiply_adds(part: nn.Module, output: Any) -> float:
     if isinstance(part, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and isinstance(output, Tensor):
         return output.numel() * part.weight[0].numel()
+    if isinstance(part, WinogradConv2d) and isinstance(output, Tensor):
+        return output.numel() * part.in_channels * 9  # of the definition, so that rates compare
     if isinstance(part, nn.Linear) and isinstance(output, Tensor):
         return output.numel() * part.in_features
     return 0.0

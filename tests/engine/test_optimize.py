@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fastface import engine
 from fastface.models.headgan import Generator, GeneratorConfig
 from fastface.nn import SPADE, merge_convs
+from fastface.ops import _native
 
 
 def worst(a: Tensor, b: Tensor) -> float:
@@ -41,7 +42,9 @@ def test_headgan(change: dict) -> None:
     assert worst(theirs.image, ours.image) < 1e-4 and worst(theirs.warped, ours.warped) < 1e-4
     assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
     assert not any(isinstance(part, SPADE) for part in optimized.modules()), "every SPADE is merged"
-    count = [sum(isinstance(p, nn.Conv2d) for p in module.modules()) for module in (generator, optimized)]
+    convs = (nn.Conv2d, engine.WinogradConv2d)
+    count = [sum(isinstance(p, convs) for p in module.modules()) for module in (generator, optimized)]
+    assert any(isinstance(p, engine.WinogradConv2d) for p in optimized.modules()) == (not _native.reason_missing("cpu"))
     blocks = 4 if change == {"flow": False} else 8
     assert count[0] - count[1] == 3 * blocks, "per block two modulations and one shared convolution less"
 

@@ -1,0 +1,101 @@
+"""Winograd's convolution against the definition."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from fastface.engine.winograd import WinogradConv2d, _spatial, suits_winograd
+from fastface.ops import _native
+
+pytestmark = pytest.mark.skipif(
+    _native.reason_missing("cpu") is not None, reason=f"cpu backend: {_native.reason_missing('cpu')}"
+)
+
+
+def errors(x: Tensor, conv: nn.Conv2d) -> tuple[float, float]:
+    """The largest error of Winograd's form and of PyTorch's, against float64."""
+    truth = F.conv2d(x.double(), conv.weight.double(), None if conv.bias is None else conv.bias.double(), padding=1)
+    return float((WinogradConv2d(conv)(x) - truth).abs().max()), float((conv(x) - truth).abs().max())
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 3), st.integers(1, 70), st.integers(1, 19), st.integers(1, 19)),
+    outputs=st.integers(1, 40),
+    bias=st.booleans(),
+    channels_last=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_any_size(size, outputs, bias, channels_last, seed) -> None:
+    torch.manual_seed(seed)
+    conv = nn.Conv2d(size[1], outputs, 3, padding=1, bias=bias).requires_grad_(False)
+    x = torch.randn(size)
+    x = x.to(memory_format=torch.channels_last) if channels_last else x
+    ours, _ = errors(x, conv)
+    # The filters and the sums of up to 16 C products are rounded: a few units of what is summed.
+    scale = float(F.conv2d(x.abs(), conv.weight.abs(), padding=1).max())
+    assert ours <= 8 * torch.finfo(torch.float32).eps * scale
+
+
+@pytest.mark.parametrize("rows", [1, 7, 10_000])
+def test_blocks_of_any_size_give_the_same(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastface.engine import winograd
+
+    torch.manual_seed(0)
+    conv, x = nn.Conv2d(65, 66, 3, padding=1).requires_grad_(False), torch.randn(2, 65, 13, 11)
+    whole = WinogradConv2d(conv)(x)
+    monkeypatch.setattr(winograd, "_ROWS", rows)
+    monkeypatch.setattr(winograd, "_BLOCK", 1)
+    assert torch.allclose(WinogradConv2d(conv)(x), whole, atol=1e-5)
+
+
+def test_it_is_as_exact_as_the_definition() -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(256, 128, 3, padding=1).requires_grad_(False)
+    ours, pytorchs = errors(torch.randn(1, 256, 32, 32), conv)
+    assert ours < 2 * pytorchs
+
+
+def test_nan_stays_where_it_is_seen() -> None:
+    conv, x = nn.Conv2d(4, 4, 3, padding=1).requires_grad_(False), torch.zeros(1, 4, 12, 12)
+    x[0, 1, 5, 6] = float("nan")
+    found = WinogradConv2d(conv)(x).isnan().any(1)[0]
+    assert found[4:7, 5:8].all() and not found[:2].any() and not found[:, :3].any() and not found[9:].any()
+
+
+def test_other_types_take_the_definition() -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(5, 6, 3, padding=1).requires_grad_(False)
+    module, x = WinogradConv2d(conv), torch.randn(1, 5, 8, 9)
+    assert torch.allclose(_spatial(module.filters), conv.weight, atol=1e-6)
+    assert torch.allclose(module.double()(x.double()), conv.double()(x.double()), atol=1e-6)
+
+
+def test_the_op_is_one_node() -> None:
+    module, x = WinogradConv2d(nn.Conv2d(4, 4, 3, padding=1).requires_grad_(False)), torch.randn(1, 4, 6, 6)
+    torch.library.opcheck(torch.ops.fastface.winograd.default, (x, module.filters, module.bias))
+    assert torch.equal(torch.compile(module, fullgraph=True)(x), module(x))
+
+
+def test_what_suits() -> None:
+    def conv(**change) -> nn.Conv2d:
+        return nn.Conv2d(**{"in_channels": 64, "out_channels": 64, "kernel_size": 3, "padding": 1} | change)
+
+    assert suits_winograd(conv()) and suits_winograd(conv(padding="same"))
+    for change in (
+        {"in_channels": 32},
+        {"kernel_size": 1, "padding": 0},
+        {"stride": 2},
+        {"padding": 0},
+        {"dilation": 2, "padding": 2},
+        {"groups": 2},
+        {"padding_mode": "reflect"},
+        {"dtype": torch.float64},
+    ):
+        assert not suits_winograd(conv(**change)), change
+    assert not suits_winograd(nn.Linear(64, 64))
