@@ -1,9 +1,9 @@
 """Exact rewrites of a model for inference.
 
 Each changes the order of arithmetic, never the formula: a norm folded into the convolution before it, a spectral norm
-into its weight, convolutions of one input merged into one, 3x3 convolutions by Winograd's algorithm, channels_last. What
-a module knows of itself it says in ``optimized()``, which returns its rewritten form; what is true of any model is done
-here.
+into its weight, convolutions of one input merged into one, 3x3 convolutions by Winograd's algorithm, channels_last.
+What a module knows of itself it says in ``optimized()``, which returns its rewritten form; what is true of any model is
+done here.
 """
 
 from __future__ import annotations

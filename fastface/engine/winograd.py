@@ -53,14 +53,9 @@ class WinogradConv2d(nn.Module):
         self.register_buffer("bias", None if conv.bias is None else conv.bias.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        if (
-            x.dtype == torch.float32
-            and x.device.type == "cpu"
-            and x.dim() == 4
-            and _native.reason_missing("cpu") is None
-        ):
+        if x.dtype == torch.float32 and x.device.type == "cpu" and x.dim() == 4:
             return _winograd(x, self.filters, self.bias)
-        return F.conv2d(x, _spatial(self.filters).to(x.dtype), self.bias, padding=1)
+        return _defined(x, self.filters, self.bias)
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, kernel_size=3, padding=1"
@@ -73,7 +68,14 @@ def _spatial(filters: Tensor) -> Tensor:
     return torch.einsum("ji,imck,lm->kcjl", inverse, square, inverse).to(filters.dtype)
 
 
+def _defined(x: Tensor, filters: Tensor, bias: Tensor | None) -> Tensor:
+    """The convolution by its definition, where the transforms are not to be had."""
+    return F.conv2d(x, _spatial(filters).to(x.dtype), None if bias is None else bias.to(x.dtype), padding=1)
+
+
 def _winograd_impl(x: Tensor, filters: Tensor, bias: Tensor | None) -> Tensor:
+    if _native.reason_missing("cpu") is not None:
+        return _defined(x, filters, bias).contiguous(memory_format=torch.channels_last)
     x = x.contiguous(memory_format=torch.channels_last)
     batch, channels, height, width = x.shape
     outputs = filters.shape[2]
