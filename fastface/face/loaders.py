@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import pickle
-import secrets
 import struct
 import zipfile
 import zlib
@@ -25,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastface._files import replacing
 from fastface.face.model import MorphableModel, SurfacePoints, check_indices
 
 _FORMAT = "fastface.morphable_model/1"
@@ -43,7 +42,7 @@ Array = NDArray[Any]
 def built_in_head() -> MorphableModel:
     """The head that comes with fastface: 46 identities, 28 expressions, MediaPipe's 468 points among its vertices.
 
-    Synthetic: made by ``python -m fastface.face.synthetic`` around MediaPipe's canonical face (Apache-2.0).
+    Synthetic: made by ``python -m fastface.face.synthetic`` around the mean of that detector's points on photographs.
     Centimetres.
     """
     return load_face_model(BUILT_IN)
@@ -73,12 +72,8 @@ def save_face_model(model: MorphableModel, path: str | Path, *, dtype: torch.dty
         "content_hash": rounded.content_hash,
     }
     tensors = {name: bases.get(name, tensor).cpu().contiguous() for name, tensor in rounded.tensors()}
-    partial = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.partial")
-    try:
-        partial.write_bytes(save(tensors, {"about": json.dumps(about)}))  # one entry, as safetensors shuffles several
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_bytes(save(tensors, {"about": json.dumps(about)}))  # one entry, as safetensors shuffles several
 
 
 def load_face_model(path: str | Path) -> MorphableModel:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -109,6 +111,40 @@ def test_a_prior_quiets_what_noise_excites() -> None:
     assert float(prior.identity.square().mean()) < float(plain.identity.square().mean())
 
 
+def test_a_prior_says_whether_a_face_is_a_person_or_an_expression() -> None:
+    points = draw(replace(sample(8), expression=torch.zeros(8, HEAD.expressions)))
+    free, tight = (FaceFitter(HEAD, noise=0.05, prior=(1.0, std)).fit(points) for std in (1.0, 0.1))
+    assert float(tight.expression.abs().max()) < 0.5 * float(free.expression.abs().max())
+
+
+def test_a_model_without_modes_gives_a_camera() -> None:
+    rigid = replace(
+        HEAD,
+        identity_basis=HEAD.identity_basis[..., :0],
+        identity_scale=HEAD.identity_scale[:0],
+        identity_names=(),
+        expression_basis=HEAD.expression_basis[..., :0],
+        expression_scale=HEAD.expression_scale[:0],
+        expression_names=(),
+    )
+    camera = sample(3).camera
+    found = FaceFitter(rigid).fit(camera.project(POINTS.of(HEAD.mean)[None]))
+    assert found.identity.shape == found.expression.shape == (3, 0)
+    torch.testing.assert_close(found.camera.vector[:, :6], camera.vector[:, :6], rtol=1e-4, atol=1e-4)
+
+
+def test_a_batch_is_its_faces() -> None:
+    true = sample(5)
+    fitter = FaceFitter(HEAD, iterations=2, noise=0.01)
+    for identity in (None, true.identity, true.identity[:1]):
+        together = fitter.fit(draw(true), identity)
+        for index, points in enumerate(draw(true)):
+            held = None if identity is None else identity[index % len(identity)][None]
+            alone = fitter.fit(points[None], held)
+            torch.testing.assert_close(alone.expression[0], together.expression[index], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(alone.identity[0], together.identity[index], rtol=1e-5, atol=1e-5)
+
+
 def test_ridge_is_the_minimum_of_its_objective() -> None:
     """Any step away from the solution makes |U p + T q - r|² + λ |p|² larger."""
     model = random_model()
@@ -210,6 +246,7 @@ def test_dense_points_carry_over_to_another_model() -> None:
         (torch.zeros(468, 3), r"points must be \[B, 468, 3\], got \[468, 3\]"),
         (torch.full((1, 468, 3), torch.nan), "points must be finite, got 1404 values that are not"),
         (torch.ones(1, 468, 3), "points must not all lie in one place"),
+        (torch.zeros(0, 468, 3), "points must be of at least one face, got none"),
     ],
 )
 def test_bad_points_are_refused(points: torch.Tensor, message: str) -> None:
@@ -222,6 +259,8 @@ def test_bad_arguments_are_refused() -> None:
         FaceFitter(HEAD, iterations=0)
     with pytest.raises(ValueError, match="noise must be at least 0, got nan"):
         FaceFitter(HEAD, noise=float("nan"))
+    with pytest.raises(ValueError, match=r"prior must be positive, got \(1.0, 0.0\)"):
+        FaceFitter(HEAD, prior=(1.0, 0.0))
     with pytest.raises(ValueError, match="74 coefficients and a pose need at least 27 points, got 20"):
         FaceFitter(HEAD, SurfacePoints.at(range(20)))
     with pytest.raises(ValueError, match=r"identity must be \[1 or 3, 46\], got \[2, 46\]"):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from fastface.face import built_in_head
 from fastface.face.loaders import BUILT_IN
+from fastface.face.synthetic import measure
+from fastface.face.synthetic.measure import read_face
 
 HEAD = built_in_head()
 MEAN = HEAD.mean
@@ -132,6 +135,20 @@ def test_the_script_makes_it_again() -> None:
         torch.testing.assert_close(getattr(built, f"{kind}_basis"), getattr(HEAD, f"{kind}_basis"), rtol=0, atol=6e-4)
 
 
-def test_its_canonical_points_keep_their_notice() -> None:
-    text = (Path(BUILT_IN).parent / "mediapipe_face.obj").read_text()
-    assert "Copyright The MediaPipe Authors" in text and "Apache License, Version 2.0" in text
+def test_its_face_is_the_measured_one() -> None:
+    points, triangles = read_face()
+    assert points.shape == (468, 3) and triangles.shape == (852, 3)
+    torch.testing.assert_close(POINTS, torch.from_numpy(points).float(), rtol=0, atol=1e-5)
+    assert abs(float((POINTS[33] - POINTS[263]).norm()) - 8.9) < 1e-3
+    assert torch.equal(POINTS[[33, 61, 234]] * torch.tensor([-1.0, 1.0, 1.0]), POINTS[[263, 291, 454]])
+
+
+def test_the_face_can_be_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("mediapipe", "scipy", "skimage"):
+        pytest.importorskip(package, reason=f"measuring the face needs {package}")
+    points, triangles = read_face()
+    monkeypatch.setattr(measure, "FACE_POINTS", tmp_path / "face_points.txt")
+    measure.write_face()
+    again, triangles_again = read_face()
+    assert set(map(frozenset, triangles.tolist())) == set(map(frozenset, triangles_again.tolist()))
+    assert np.abs(points - again).max() < 0.02, "0.2 mm, as other processors round otherwise"

@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastface.face import load_face_model, save_face_model
-from fastface.face.loaders import BUILT_IN
 from tests.face.models import random_model
 
 RNG = np.random.default_rng(0)
@@ -271,11 +270,16 @@ def test_ict(tmp_path: Path) -> None:
         load_face_model(tmp_path)
 
 
-def test_mediapipe() -> None:
-    model = load_face_model(BUILT_IN.with_name("mediapipe_face.obj"))
+def test_mediapipe(tmp_path: Path) -> None:
+    path = tmp_path / "canonical_face_model.obj"
+    write_obj(path, RNG.normal(size=(468, 3)), [[0, 1, 2], [2, 1, 467]])
+    model = load_face_model(path)
     assert model.mean.shape == (468, 3) and model.identities == model.expressions == 0 and model.unit == "cm"
     assert model.dense is not None and torch.equal(model.dense.of(model.mean), model.mean)
     assert "Apache-2.0" in model.licence
+    write_obj(path, RNG.normal(size=(467, 3)), [])
+    with pytest.raises(ValueError, match="must have 468 vertices, got 467"):
+        load_face_model(path)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".mat", ".h5", ".npz", ".pkl", ".obj"])

@@ -1,4 +1,4 @@
-"""Where the built-in head comes from: formulas around MediaPipe's canonical face. Needs SciPy; runs at no other time.
+"""Where the built-in head comes from: formulas around a measured face. Needs SciPy; runs at no other time.
 
 ``python -m fastface.face.synthetic`` writes ``fastface/face/data/head.safetensors``.
 """
@@ -15,8 +15,8 @@ from fastface.face.synthetic.modes import expression_modes, identity_modes
 from fastface.face.synthetic.surface import Array
 
 LICENCE = (
-    "fastface built-in head: Apache-2.0; its 468 face vertices are MediaPipe's canonical face model, "
-    "Copyright The MediaPipe Authors, Apache-2.0, rounded and with the mouth closed"
+    "fastface built-in head: Apache-2.0; its first 468 vertices follow the order of MediaPipe's face mesh and were "
+    "measured as the mean of that detector's points on the photographs of skimage.data.lfw_subset"
 )
 # Multi-PIE's 68 points among MediaPipe's.
 LANDMARKS_68 = (

@@ -134,7 +134,7 @@ def _triangles(points: Array, mirror: Index) -> Index:
     }
     shared = Counter(edge for cycle in cycles for edge in map(frozenset, combinations(cycle, 2)))
     waiting = {cycle for cycle in cycles if any(shared[frozenset(edge)] < 3 for edge in combinations(cycle, 2))}
-    turned = [_FIRST]
+    turned: list[tuple[int, ...]] = [_FIRST]
     waiting.remove(frozenset(_FIRST))
     for a, b, c in turned:  # grows: a neighbour runs through the common edge in the other direction
         for edge in ((b, a), (c, b), (a, c)):
