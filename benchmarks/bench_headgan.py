@@ -1,8 +1,9 @@
-"""HeadGAN at 256x256: the generator as it is and optimised, and a frame's 3D face (fit and draw)."""
+"""HeadGAN at 256x256: the generator in plain PyTorch, on the kernels and optimised, and a frame's 3D face."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -12,7 +13,7 @@ from fastface.face import PNCC, FaceFitter, FaceParameters, built_in_head
 from fastface.models.headgan import Generator, GeneratorConfig
 from fastface.ops._verify import Verdict
 
-from .harness import Case
+from .harness import Case, Contenders
 
 SLUG = "headgan"
 OPS = ("headgan_encode", "headgan_render", "headgan_face")
@@ -33,13 +34,17 @@ def cases(device: str, quick: bool, compiled: bool) -> Iterator[Case]:
         )
 
 
-def _make(op: str, device: str) -> tuple[dict[str, Callable[[], object]], dict[str, Callable[[], Verdict]]]:
+def _make(op: str, device: str) -> Contenders:
     torch.manual_seed(0)
     with torch.device(device):
         plain = Generator(GeneratorConfig()).eval().requires_grad_(False)
         image, face = torch.rand(1, 3, 256, 256) * 2 - 1, torch.rand(1, 3, 256, 256)
         faces, audio = torch.rand(1, 9, 256, 256), torch.randn(1, 300)
-    models = {"plain": plain, "optimized": engine.optimize(plain)}
+    eager = copy.deepcopy(plain)
+    for part in eager.modules():
+        if hasattr(part, "backend"):
+            part.backend = "reference"
+    models = {"eager": eager, "plain": plain, "optimized": engine.optimize(plain)}
 
     def call(model: Generator) -> torch.Tensor:
         with torch.inference_mode():
@@ -50,15 +55,17 @@ def _make(op: str, device: str) -> tuple[dict[str, Callable[[], object]], dict[s
     with torch.inference_mode():
         encoded = {model: model.encode(image, face) for model in models.values()}
 
-    def check() -> Verdict:
-        truth, result = call(plain), call(models["optimized"])
+    def check(name: str) -> Verdict:
+        truth, result = call(eager), call(models[name])
         error = float((truth - result).abs().max() / (truth.max() - truth.min()))
         return Verdict(error, 1e-4, error <= 1e-4)
 
-    return {name: partial(call, model) for name, model in models.items()}, {"optimized": check}
+    return {name: partial(call, model) for name, model in models.items()}, {
+        name: partial(check, name) for name in ("plain", "optimized")
+    }
 
 
-def _face(op: str, device: str) -> tuple[dict[str, Callable[[], object]], dict[str, Callable[[], Verdict]]]:
+def _face(op: str, device: str) -> Contenders:
     """The 468 points of a face to its PNCC: the fit on the CPU, the drawing where the generator is."""
     head = built_in_head()
     fitter, draw = FaceFitter(head, noise=0.01, iterations=2), PNCC(head.to(device), (256, 256))

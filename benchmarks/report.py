@@ -1,7 +1,8 @@
-"""Draws the README's picture of speeds and writes its table, from the rows in benchmarks/data.
+"""Draws the picture of speeds and writes the tables, from the newest rows in benchmarks/data: docs/speed.png, the main
+cases in README.md, all of them in docs/speed.md.
 
-python -m benchmarks.report            newest row of every case; rewrites docs/speed.png and the table in README.md
-python -m benchmarks.report --check    exits with 1 if README.md holds another table than the rows give
+python -m benchmarks.report            rewrites them
+python -m benchmarks.report --check    exits with 1 if a table is another than the rows give
 """
 
 from __future__ import annotations
@@ -15,7 +16,16 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "benchmarks" / "data"
 BEGIN, END = "<!-- speeds: made by python -m benchmarks.report -->", "<!-- /speeds -->"
 CASE = ("device", "op", "shape", "variant", "dtype", "layout", "batch", "threads")
+KERNELS = ("cpu", "triton", "cuda")
 BASELINES = ("eager", "compile")
+HEAD = """# Measured speeds
+
+Every case of `python -m fastface bench --full --csv benchmarks/data`, the newest row of each; `python -m
+benchmarks.report` writes this page. "eager" is the reference in plain PyTorch, "compile" that under `torch.compile`, and
+"of copy" the share of the measured copy bandwidth that the bytes of the model come to: every input read once (x of a
+norm twice), every output written once. In a model's rows "plain" is its modules on the kernels, "optimized" those after
+`fastface.engine.optimize`.
+"""
 
 Row = dict[str, str]
 
@@ -45,16 +55,29 @@ def milliseconds(row: Row | None) -> str:
     return "" if row is None or not row["median_us"] else f"{float(row['median_us']) / 1e3:.3g}"
 
 
+def main_cases(rows: list[Row]) -> list[Row]:
+    """Batch 1 with all threads, contiguous, in the type that each device is mostly used with."""
+    most = {row["device"]: max(int(r["threads"] or 0) for r in rows if r["device"] == row["device"]) for row in rows}
+    return [
+        row
+        for row in rows
+        if (row["batch"], row["layout"]) == ("1", "contiguous")
+        and row["shape"] != "face_vid2vid"
+        and row["dtype"] == ("float16" if "NVIDIA" in row["device"] else "float32")
+        and int(row["threads"] or 0) == most[row["device"]]
+    ]
+
+
 def markdown(rows: list[Row]) -> str:
-    """One table per device: medians, ratios, memory and error of each kernel backend."""
+    """One table per device: medians, ratios, share of the copy bandwidth, memory and error of each kernel backend."""
     parts = []
     for device in dict.fromkeys(row["device"] for row in rows):
         mine = [row for row in rows if row["device"] == device]
         versions = f"torch {mine[-1]['torch']}, Python {mine[-1]['python']}"
         parts += [f"\n{device}, {versions}; milliseconds are medians, contenders took turns in one process.\n"]
         parts += [
-            "| case | backend | ms | eager ms | compile ms | x eager | x compile | peak MiB | error |",
-            "|---|---|---|---|---|---|---|---|---|",
+            "| case | backend | ms | eager ms | compile ms | x eager | x compile | of copy | peak MiB | error |",
+            "|---|---|---|---|---|---|---|---|---|---|",
         ]
         groups: dict[tuple[str, ...], dict[str, Row]] = {}
         for row in mine:
@@ -73,12 +96,30 @@ def markdown(rows: list[Row]) -> str:
                     milliseconds(compiled),
                 ]
                 cells += [
-                    f"{float(row[name]):.1f}" if row[name] else ""
-                    for name in ("speedup_eager", "speedup_compile", "peak_mib")
+                    f"{float(row[name]):.1f}" if row[name] else "" for name in ("speedup_eager", "speedup_compile")
                 ]
+                cells.append(f"{float(row['share_of_copy']):.0%}" if row["share_of_copy"] else "")
+                cells.append(f"{float(row['peak_mib']):.1f}" if row["peak_mib"] else "")
                 cells.append(f"{float(row['error']):.0e}" if row["error"] else "")
                 parts.append("| " + " | ".join(cells) + " |")
     return "\n".join(parts).strip() + "\n"
+
+
+def pages(rows: list[Row]) -> dict[Path, str]:
+    """The texts of README.md and docs/speed.md with the tables of these rows. Raises ValueError without the marks."""
+    readme = ROOT / "README.md"
+    before, found, rest = readme.read_text().partition(BEGIN)
+    _, ended, after = rest.partition(END)
+    if not found or not ended:
+        raise ValueError(f"README.md has no lines {BEGIN!r} and {END!r} to put the table between")
+    return {
+        readme: f"{before}{BEGIN}\n\n{markdown(main_cases(rows))}\n{END}{after}",
+        ROOT / "docs" / "speed.md": f"{HEAD}\n{markdown(rows)}",
+    }
+
+
+def label(row: Row) -> str:
+    return f"{row['op']}\n{row['variant'] if row['op'] != 'modulated_norm' else row['shape']}"
 
 
 def draw(rows: list[Row], path: Path) -> None:
@@ -88,23 +129,15 @@ def draw(rows: list[Row], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    wanted = [
-        row for row in rows if row["shape"] == "live_portrait" and row["batch"] == "1" and row["layout"] == "contiguous"
-    ]
+    wanted = [row for row in main_cases(rows) if row["speedup_eager"] and row["provider"] in (*KERNELS, "compile")]
     device = next((row["device"] for row in wanted), "")
-    wanted = [row for row in wanted if row["device"] == device and row["dtype"] == "float32" and row["speedup_eager"]]
-    threads = max((int(row["threads"] or 0) for row in wanted), default=0)
-    wanted = [row for row in wanted if int(row["threads"] or 0) == threads]
-    names = list(dict.fromkeys(f"{row['op']}\n{row['variant']}" for row in wanted))
-    providers = [p for p in ("compile", "cpu", "triton", "cuda") if any(row["provider"] == p for row in wanted)]
+    wanted = [row for row in wanted if row["device"] == device and row["op"].partition("_")[0] != "lifted"]
+    names = list(dict.fromkeys(label(row) for row in wanted))
+    providers = [p for p in ("compile", *KERNELS) if any(row["provider"] == p for row in wanted)]
     figure, axes = plt.subplots(figsize=(10, 3.4), dpi=120)
     colours = {"compile": "#b8c0cc", "cpu": "#2a6fdb", "triton": "#e08e2b", "cuda": "#4c9a4c"}
     for offset, provider in enumerate(providers):
-        heights = {
-            f"{row['op']}\n{row['variant']}": float(row["speedup_eager"])
-            for row in wanted
-            if row["provider"] == provider
-        }
+        heights = {label(row): float(row["speedup_eager"]) for row in wanted if row["provider"] == provider}
         places = [i + (offset - (len(providers) - 1) / 2) * 0.38 for i in range(len(names))]
         values = [heights.get(name, 0.0) for name in names]
         bars = axes.bar(
@@ -118,7 +151,8 @@ def draw(rows: list[Row], path: Path) -> None:
     axes.axhline(1, color="#555", linewidth=0.8)
     axes.set_xticks(range(len(names)), names, fontsize=8)
     axes.set_ylabel("times faster than\neager PyTorch")
-    axes.set_title(f"{device}, {threads} threads, float32, LivePortrait shapes", fontsize=9)
+    axes.set_yscale("log")
+    axes.set_title(f"{device}, {wanted[0]['threads']} threads, {wanted[0]['dtype']}" if wanted else "", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
     figure.tight_layout()
@@ -129,23 +163,22 @@ def draw(rows: list[Row], path: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--check", action="store_true", help="change nothing; exit with 1 if the README's table is not of these rows"
+        "--check", action="store_true", help="change nothing; exit with 1 if a table is not of these rows"
     )
     args = parser.parse_args()
     rows = newest()
     if not rows:
         print(f"no rows in {DATA}: run python -m fastface bench --csv benchmarks/data", file=sys.stderr)
         return 2
-    readme = ROOT / "README.md"
-    before, found, rest = readme.read_text().partition(BEGIN)
-    _, ended, after = rest.partition(END)
-    if not found or not ended:
-        print(f"README.md has no lines {BEGIN!r} and {END!r} to put the table between", file=sys.stderr)
+    try:
+        texts = pages(rows)
+    except ValueError as error:
+        print(error, file=sys.stderr)
         return 2
-    text = f"{before}{BEGIN}\n\n{markdown(rows)}\n{END}{after}"
     if args.check:
-        return 0 if text == readme.read_text() else 1
-    readme.write_text(text)
+        return 0 if all(path.exists() and path.read_text() == text for path, text in texts.items()) else 1
+    for path, text in texts.items():
+        path.write_text(text)
     draw(rows, ROOT / "docs" / "speed.png")
     return 0
 

@@ -67,6 +67,6 @@ def test_peak_memory_is_seen() -> None:
     assert 60 < peak < 80
 
 
-def test_the_readme_table_is_of_the_committed_rows() -> None:
-    readme = (report.ROOT / "README.md").read_text()
-    assert report.markdown(report.newest()) in readme
+def test_the_tables_are_of_the_committed_rows() -> None:
+    for path, text in report.pages(report.newest()).items():
+        assert path.read_text() == text, f"{path.name}: run python -m benchmarks.report"
