@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import wave
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,4 +26,9 @@ def test_the_code_in_the_docs_runs(block: str, tmp_path, monkeypatch) -> None:
         from fastface.media import write_image
 
         write_image(tmp_path / name, data.astronaut())
+    for name in set(re.findall(r'"(\w+\.mp4)"', block)):
+        pytest.importorskip("av", reason="needs PyAV: pip install 'fastface-kernels[video]'")
+        with wave.open(str(tmp_path / name), "wb") as sound:  # what is in a file is read from its content
+            sound.setparams((1, 2, 16_000, 0, "NONE", ""))
+            sound.writeframes(np.random.default_rng(0).integers(-9000, 9000, 32_000, dtype=np.int16).tobytes())
     exec(compile(block, "docs", "exec"), {})
