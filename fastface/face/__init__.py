@@ -6,6 +6,7 @@ from fastface.face.landmarks import Face, Landmarks, MediaPipeLandmarks, Precomp
 from fastface.face.loaders import built_in_head, load_face_model, save_face_model
 from fastface.face.model import MorphableModel, SurfacePoints, pncc_colors
 from fastface.face.pncc import PNCC
+from fastface.face.sketch import LandmarkSketch
 from fastface.face.smoothing import OneEuro
 from fastface.face.tracking import FaceTracker, scaled
 
@@ -17,6 +18,7 @@ __all__ = [
     "FaceFitter",
     "FaceParameters",
     "FaceTracker",
+    "LandmarkSketch",
     "Landmarks",
     "MediaPipeLandmarks",
     "MorphableModel",

@@ -109,6 +109,17 @@ def test_with_weights(with_weights) -> None:
     assert torch.allclose(both[:1], frame, atol=1e-5) and both.shape[0] == 2
 
 
+def test_with_a_sketch(detector) -> None:
+    torch.manual_seed(0)
+    generator = Generator(GeneratorConfig(channels=(4, 16, 64), hidden=8)).eval()
+    system = HeadGAN(generator, landmarks=detector, size=128, face="sketch")
+    source = system.prepare(data.astronaut())
+    assert 0 < (source.render > 0).float().mean() < 0.2
+    assert system.render(source, HeadGANMotion.of(source.parameters)).shape == (1, 3, 128, 128)
+    with pytest.raises(ValueError, match="face must be 'pncc' or 'sketch', got 'mesh'"):
+        HeadGAN(face="mesh")
+
+
 def test_bad_arguments(system, source) -> None:
     with pytest.raises(ValueError, match=r"parameters must be \[B, T, expressions \+ 7\], got \[1, 35\]"):
         HeadGANMotion(torch.zeros(1, 35))

@@ -9,6 +9,7 @@ Source: HeadGAN (arXiv 2012.08261), section 3 and figure 2.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +22,7 @@ from fastface.face import (
     FaceParameters,
     FaceTracker,
     Landmarks,
+    LandmarkSketch,
     MediaPipeLandmarks,
     MorphableModel,
     built_in_head,
@@ -47,7 +49,7 @@ class HeadGANSource:
     Attributes:
         portrait: the crop ``[1, 3, S, S]`` in [0, 1].
         parameters: the portrait's own face, in pixels of the crop.
-        render: its PNCC ``[1, 3, S, S]``.
+        render: its 3D face as the generator sees it ``[1, 3, S, S]``.
         box: the crop in the photo, (x, y, side) in pixels.
         encoding: the generator's features; None without one.
         moving: what `lifted` made of the crop; None with a generator.
@@ -97,6 +99,7 @@ class HeadGAN:
         model: the morphable model; the built-in head by default. A generator wants the one it was trained with.
         landmarks: the detector for portraits; MediaPipe's by default.
         size: side of the frames in pixels, a multiple of 4.
+        face: how the generator sees the 3D face: "pncc", or "sketch", the paper's variant with landmarks.
         backend: of the ops.
     """
 
@@ -107,14 +110,20 @@ class HeadGAN:
         model: MorphableModel | None = None,
         landmarks: Landmarks | None = None,
         size: int = 256,
+        face: str = "pncc",
         backend: str | None = None,
     ) -> None:
+        if face not in ("pncc", "sketch"):
+            raise ValueError(f"face must be 'pncc' or 'sketch', got {face!r}")
         if size < 64 or size % 4:
             raise ValueError(f"size must be a multiple of 4, at least 64, got {size}")
         self.generator, self.size = generator, size
         self.model = model or built_in_head()
         self.landmarks = landmarks or MediaPipeLandmarks()
-        self.pncc = PNCC(self.model, (size, size), backend=backend)
+        area = size, size
+        self._draw: Callable[[FaceParameters], Tensor] = (
+            PNCC(self.model, area, backend=backend) if face == "pncc" else LandmarkSketch(self.model, area)
+        )
         self._lifted = (
             None
             if generator
@@ -153,7 +162,7 @@ class HeadGAN:
             crop, box = resized(portrait, self.size), (0, 0, side)
             parameters = replace(parameters, camera=scaled(parameters.camera, self.size / side))
         image = torch.from_numpy(crop).permute(2, 0, 1)[None].float() / 255
-        render = self.pncc(parameters)
+        render = self._draw(parameters)
         encoding, moving = None, None
         if self.generator is not None:
             with torch.inference_mode():
@@ -180,7 +189,7 @@ class HeadGAN:
 
     def draw(self, source: HeadGANSource, motion: HeadGANMotion) -> Tensor:
         """The driving face on the source's identity, ``[B, 3, S, S]`` in [0, 1]: the newest frame of the motion."""
-        return self.pncc(FaceParameters.of_vector(motion.parameters[:, -1], source.parameters.identity))
+        return self._draw(FaceParameters.of_vector(motion.parameters[:, -1], source.parameters.identity))
 
     def render(self, source: HeadGANSource, motion: HeadGANMotion) -> Tensor:
         """Frames ``[B, 3, S, S]`` in [0, 1]."""
@@ -200,7 +209,7 @@ class HeadGAN:
         history = motion.parameters[:, -config.frames :]
         missing = history[:, :1].expand(-1, config.frames - history.shape[1], -1)
         history = torch.cat([missing, history], 1).flatten(0, 1)
-        faces = self.pncc(FaceParameters.of_vector(history, source.parameters.identity))
+        faces = self._draw(FaceParameters.of_vector(history, source.parameters.identity))
         audio = motion.audio
         if config.audio and audio is None:
             audio = torch.zeros(batch, config.audio)
