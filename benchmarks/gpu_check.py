@@ -3,7 +3,7 @@
   make gpu-check OUT=dir        or        python benchmarks/gpu_check.py --out dir
 
 Builds the extension modules into the Python it runs under, runs the GPU tests, the selftest and the benchmarks, and
-holds the two fused kernels against a copy of as many bytes. In the folder: log.txt (all output), <device>.csv
+holds the kernels that memory binds against a copy of as many bytes. In the folder: log.txt (all output), <device>.csv
 (benchmark rows), targets.json (kernel against copy), measured.json (fastface/ops/_measured.json with this device's
 entries), summary.json. Exits with 1 if a step failed or a target was missed; later steps run all the same while time is
 left.
@@ -19,14 +19,17 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-BENCH = "warp --full --device cuda --seconds 0.4"
+BENCH = "warp spade raster --full --device cuda --seconds 0.4"
 BUDGET = 8 * 60.0
-SHARE_OF_COPY = 0.6  # of the measured copy bandwidth, batch 16
-COPY_RATIO, COPY_SLACK_US = 1.2, 5.0  # batch 1 in a CUDA graph, against a copy of equal bytes
+SHARE_OF_COPY = 0.6  # of the measured copy bandwidth, in a batch
+COPY_RATIO, COPY_SLACK_US = 1.2, 5.0  # one image in a CUDA graph, against a copy of equal bytes
+BACKENDS = ("triton", "cuda")
 
 
 @dataclass
@@ -118,82 +121,119 @@ def _run(name: str, command: list[str], limit: float, log) -> Step:  # noqa: ANN
     return Step(name, status, time.monotonic() - start, note)
 
 
-def measure_targets(out: Path) -> int:
-    """The two fused kernels against a copy of as many bytes, both as CUDA graphs behind a flush of the L2 cache."""
+@dataclass(frozen=True)
+class Target:
+    """A call that is to run about as fast as a copy of `bytes`, every tensor counted once."""
+
+    op: str
+    shape: str
+    dtype: str
+    layout: str
+    batch: int
+    bytes: int
+    make: Callable[[], Any] = field(repr=False)  # the `_verify.Inputs`
+
+    def met(self, microseconds: float, copy_microseconds: float, bandwidth: float) -> bool:
+        if self.batch > 1:
+            return self.bytes / (microseconds * 1e-6) >= SHARE_OF_COPY * bandwidth
+        return microseconds <= COPY_RATIO * copy_microseconds + COPY_SLACK_US
+
+
+def targets() -> Iterator[Target]:
     import torch
 
     sys.path.insert(0, str(ROOT))
-    from benchmarks import harness
-    from benchmarks.bench_warp import bytes_moved
+    from benchmarks import bench_spade, bench_warp
     from fastface.ops import _verify
-    from fastface.ops._verify.warp import WarpShape
+    from fastface.ops._verify import spade, warp
 
-    def median(graphs: dict) -> dict[str, float]:
-        samples: dict[str, list[float]] = {name: [] for name in graphs}
-        for _ in range(200):
-            for name, graph in graphs.items():
-                samples[name].append(harness.time_cuda(graph))
-        return {name: statistics.median(times) for name, times in samples.items()}
-
-    results, missed = [], 0
-    bandwidth = harness.copy_bandwidth("cuda", 1)
-    print(f"copy bandwidth {bandwidth / 1e12:.2f} TB/s")
-    for op in ("pack_motions", "compose_flow"):
+    kinds = [(op, "live_portrait", batch) for op in ("pack_motions", "compose_flow") for batch in (1, 16)]
+    kinds += [("modulated_norm", shape, batch) for shape in ("headgan_64", "live_portrait_128") for batch in (1, 16)]
+    kinds += [("modulated_norm", "headgan_256", 1)]
+    for op, name, batch in kinds:
+        shapes = spade.SHAPES if op == "modulated_norm" else warp.SHAPES
+        shape = replace(shapes[name], batch=batch)
         for dtype in (torch.float32, torch.float16):
             for layout in ("contiguous", "channels_last"):
-                for batch in (1, 16):
-                    shape = WarpShape(batch, 4, 32, 21, (16, 64, 64))
-                    case = _verify.inputs(op, shape, dtype=dtype, device="cuda", layout=layout)
-                    size = bytes_moved(op, shape, dtype)
-                    half = torch.empty(size // 2, dtype=torch.uint8, device="cuda").random_()
-                    other = torch.empty_like(half)
-                    graphs = {"copy": harness.captured(lambda: other.copy_(half))}  # noqa: B023, captured at once
-                    for backend in ("triton", "cuda"):
-                        try:
-                            verdict = _verify.verify(case, backend)
-                            if verdict.ok:
-                                graphs[backend] = harness.captured(lambda b=backend: case.run(b))  # noqa: B023, as above
-                            else:
-                                print(f"{op} {backend} is wrong: {verdict}")
-                        except Exception as error:  # the other cases still deserve their turn
-                            print(f"{op} {backend}: {error}")
-                    times = median(graphs)
-                    for backend in ("triton", "cuda"):
-                        if backend not in times:
-                            missed += 1
-                            continue
-                        share = size / (times[backend] * 1e-6) / bandwidth
-                        limit = COPY_RATIO * times["copy"] + COPY_SLACK_US
-                        ok = share >= SHARE_OF_COPY if batch > 1 else times[backend] <= limit
-                        results.append(
-                            {
-                                "op": op,
-                                "backend": backend,
-                                "dtype": str(dtype)[6:],
-                                "layout": layout,
-                                "batch": batch,
-                                "microseconds": times[backend],
-                                "copy_microseconds": times["copy"],
-                                "share_of_copy_bandwidth": share,
-                                "ok": ok,
-                            }
-                        )
-                        print(
-                            f"{op:<13}{backend:<8}{str(dtype)[6:]:<9}{layout:<15}batch {batch:<3}"
-                            f"{times[backend]:9.1f} us  copy {times['copy']:8.1f} us  {share:5.0%}  "
-                            f"{'ok' if ok else 'missed'}",
-                            flush=True,
-                        )
+                options = {"dtype": dtype, "device": "cuda", "layout": layout}
+                if op == "modulated_norm":  # as with statistics that are given: `x` once
+                    size = bench_spade.bytes_moved(op, shape, dtype, "maps", True)
+                else:
+                    size = bench_warp.bytes_moved(op, shape, dtype)
+
+                def make(op: str = op, shape: Any = shape, options: dict[str, Any] = options) -> Any:
+                    return _verify.inputs(op, shape, **options)
+
+                yield Target(op, name, str(dtype)[6:], layout, batch, size, make)
+
+
+def measure_targets(out: Path) -> int:
+    """Each target against a copy of as many bytes, both as CUDA graphs behind a flush of the L2 cache."""
+    all_targets = list(targets())  # makes the benchmarks importable
+    from benchmarks import harness
+
+    bandwidth = harness.copy_bandwidth("cuda", 1)
+    print(f"copy bandwidth {bandwidth / 1e12:.2f} TB/s")
+    results = [row for target in all_targets for row in measure_target(target, bandwidth)]
     (out / "targets.json").write_text(json.dumps(results, indent=2) + "\n")
     # The target is the op's, so one backend that meets it in the layout of the published models is enough.
-    for op in ("pack_motions", "compose_flow"):
-        for batch in (1, 16):
-            cases = [r for r in results if (r["op"], r["batch"], r["layout"]) == (op, batch, "contiguous")]
-            for dtype in ("float32", "float16"):
-                if not any(r["ok"] for r in cases if r["dtype"] == dtype):
-                    print(f"target missed: {op} {dtype} batch {batch}")
-                    missed += 1
-    return 1 if missed else 0
+    met: dict[tuple[str, ...], bool] = {}
+    for row in results:
+        if row["layout"] == "contiguous":
+            case = row["op"], row["shape"], row["dtype"], f"batch {row['batch']}"
+            met[case] = met.get(case, False) or row["ok"]
+    for case in (case for case, ok in met.items() if not ok):
+        print("target missed:", *case)
+    complete = all(row["microseconds"] is not None for row in results)
+    return 0 if complete and all(met.values()) else 1
+
+
+def measure_target(target: Target, bandwidth: float) -> Iterator[dict[str, Any]]:
+    """One row per backend; no microseconds where it is wrong or cannot run."""
+    import torch
+
+    from benchmarks import harness
+    from fastface.ops import _verify
+
+    case = target.make()
+    half = torch.empty(target.bytes // 2, dtype=torch.uint8, device="cuda").random_()
+    other = torch.empty_like(half)
+    graphs = {"copy": harness.captured(lambda: other.copy_(half))}
+    for backend in BACKENDS:
+        try:
+            verdict = _verify.verify(case, backend)
+            if verdict.ok:
+                graphs[backend] = harness.captured(lambda b=backend: case.run(b))
+            else:
+                print(f"{target.op} {backend} is wrong: {verdict}")
+        except Exception as error:  # the other cases still deserve their turn
+            print(f"{target.op} {backend}: {error}")
+    times = medians(graphs)
+    for backend in BACKENDS:
+        row: dict[str, Any] = {name: value for name, value in vars(target).items() if name != "make"}
+        row |= {"backend": backend, "microseconds": times.get(backend), "copy_microseconds": times["copy"], "ok": False}
+        if backend in times:
+            share = target.bytes / (times[backend] * 1e-6) / bandwidth
+            ok = target.met(times[backend], times["copy"], bandwidth)
+            row |= {"share_of_copy_bandwidth": share, "ok": ok}
+            print(
+                f"{target.op:<15}{target.shape:<18}{backend:<8}{target.dtype:<9}{target.layout:<15}"
+                f"batch {target.batch:<3}{times[backend]:9.1f} us  copy {times['copy']:8.1f} us  {share:5.0%}  "
+                f"{'ok' if ok else 'missed'}",
+                flush=True,
+            )
+        yield row
+
+
+def medians(graphs: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Microseconds of calls that take turns."""
+    from benchmarks import harness
+
+    samples: dict[str, list[float]] = {name: [] for name in graphs}
+    for _ in range(100):
+        for name, graph in graphs.items():
+            samples[name].append(harness.time_cuda(graph))
+    return {name: statistics.median(times) for name, times in samples.items()}
 
 
 if __name__ == "__main__":

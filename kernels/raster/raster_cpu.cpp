@@ -152,9 +152,9 @@ struct Tile {
 
 // The pixels of a box that lie in a tile, from a whole vector of the tile on: what the last triangle wrote is then read
 // back as it was written.
-struct Area {
+struct Window {
   int64_t left, top, right, bottom;
-  Area(const Box& box, const Tile& tile)
+  Window(const Box& box, const Tile& tile)
       : left(most(box.left, tile.left) / kLanes * kLanes),
         top(most(box.top, tile.top)),
         right(least(box.right, tile.left + tile.width - 1)),
@@ -169,36 +169,36 @@ inline int64_t floor_divide(int64_t a, int64_t b) {  // b > 0
 inline void draw_wide(const Params& p, const Corner* corners, const Box& box, Tile& tile) {
   const Triangle t = triangle_of(p, corners, box.triangle);
   const Edges edges(t);
-  const Area area(box, tile);
+  const Window window(box, tile);
   const vi lane = lane_index();
   const Edge &one = edges.of[1], &two = edges.of[2];
   const vf z0 = vf{} + t.corner[0].z;
   const vf z1 = vf{} + (t.corner[1].z - t.corner[0].z) * edges.scale;
   const vf z2 = vf{} + (t.corner[2].z - t.corner[0].z) * edges.scale;
   const vf step1 = vf{} + static_cast<float>(one.step_x), step2 = vf{} + static_cast<float>(two.step_x);
-  for (int64_t y = area.top; y <= area.bottom; ++y) {
-    int64_t first = 0, last = area.right - area.left;
+  for (int64_t y = window.top; y <= window.bottom; ++y) {
+    int64_t first = 0, last = window.right - window.left;
     for (const Edge& edge : edges.of) {
-      const int64_t start = edge.whole(area.left, y);
+      const int64_t start = edge.whole(window.left, y);
       if (edge.step_x > 0) first = most(first, -floor_divide(start, edge.step_x));
       if (edge.step_x < 0) last = least(last, floor_divide(start, -edge.step_x));
       if (edge.step_x == 0 && start < 0) last = -1;
     }
-    const vf start1 = vf{} + (static_cast<float>(one.whole(area.left, y)) + one.rest);
-    const vf start2 = vf{} + (static_cast<float>(two.whole(area.left, y)) + two.rest);
+    const vf start1 = vf{} + (static_cast<float>(one.whole(window.left, y)) + one.rest);
+    const vf start2 = vf{} + (static_cast<float>(two.whole(window.left, y)) + two.rest);
     for (int64_t i = first / kLanes * kLanes; i <= last; i += kLanes) {
       const vi here = lane + static_cast<int32_t>(i);
       const vi covered = (here >= static_cast<int32_t>(first)) & (here <= static_cast<int32_t>(last));
       const vf x = __builtin_convertvector(here, vf);
       const vf z = fma_(fma_(x, step2, start2), z2, fma_(fma_(x, step1, start1), z1, z0));
-      tile.put((y - tile.top) * kTileWidth + area.left - tile.left + i, covered, z, box.triangle);
+      tile.put((y - tile.top) * kTileWidth + window.left - tile.left + i, covered, z, box.triangle);
     }
   }
 }
 
 // kLanes narrow triangles of a tile, prepared in the lanes of vectors, then drawn one after the other. All is relative
-// to the first pixel of each one's area, and what is whole fits into 32 bits: as in `Edge`, with coordinates split into
-// pixels and subpixels, so that no product runs over. Sums may on the way, as unsigned numbers may.
+// to the first pixel of each one's window, and what is whole fits into 32 bits: as in `Edge`, with coordinates split
+// into pixels and subpixels, so that no product runs over. Sums may on the way, as unsigned numbers may.
 struct Batch {
   int32_t x[3][kLanes], y[3][kLanes];  // corners
   float z[3][kLanes], area[kLanes];
@@ -206,7 +206,7 @@ struct Batch {
   uint32_t start[3][kLanes], step_x[3][kLanes], step_y[3][kLanes];
   float first_z[kLanes], step_z[2][kLanes];
 
-  inline void set(int lane, const Params& p, const Corner* corners, const Box& box, const Area& at) {
+  inline void set(int lane, const Params& p, const Corner* corners, const Box& box, const Window& at) {
     const int32_t* const vertex = p.triangle + 3 * static_cast<int64_t>(box.triangle);
     for (int i = 0; i < 3; ++i) {
       const Corner& corner = corners[vertex[i]];
@@ -246,7 +246,7 @@ struct Batch {
     store<kLanes>(step_z[1], step2);
   }
 
-  inline void draw(int lane, const Box& box, const Area& at, Tile& tile) const {
+  inline void draw(int lane, const Box& box, const Window& at, Tile& tile) const {
     const vu along = (vu)lane_index();
     vu row[3], across[3];
     for (int i = 0; i < 3; ++i) {
@@ -283,7 +283,7 @@ inline void draw(const Params& p, const Corner* corners, const Box* boxes, const
     const int n = static_cast<int>(least(kLanes, count - i));
     for (int j = 0; j < n; ++j) {
       const Box& box = boxes[list[i + j]];
-      batch.set(j, p, corners, box, Area(box, tile));
+      batch.set(j, p, corners, box, Window(box, tile));
     }
     batch.prepare();
     for (int j = 0; j < n; ++j) {
@@ -291,7 +291,7 @@ inline void draw(const Params& p, const Corner* corners, const Box* boxes, const
       if (box.wide) {
         draw_wide(p, corners, box, tile);
       } else {
-        batch.draw(j, box, Area(box, tile), tile);
+        batch.draw(j, box, Window(box, tile), tile);
       }
     }
   }
@@ -442,7 +442,7 @@ bool run_typed(const Params& p, int threads) {
     {
 #pragma omp for schedule(static)
       for (int64_t i = 0; i < p.vertices; ++i) s.corners[i] = corner_of(p.vertex + 3 * (b * p.vertices + i));
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(dynamic) nowait
       for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) sort_chunk(p, plan, chunk, s);
     }
     Buffer list_data(static_cast<size_t>(place_boxes(plan, s)) * sizeof(int32_t));
@@ -459,7 +459,7 @@ bool run_typed(const Params& p, int threads) {
         }
       }
       Tile tile;
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(dynamic) nowait
       for (int64_t i = 0; i < plan.tiles; ++i) {
         tile.begin(p, i % plan.across * kTileWidth, i / plan.across * kTileHeight);
         const int64_t first = i == 0 ? 0 : s.ends[i - 1];

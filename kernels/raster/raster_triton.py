@@ -83,7 +83,8 @@ def _cross(ax, ay, bx, by, px, py):
 @triton.jit
 def _box(a, b, c, size):
     """(first, number) of the pixel centres between three corners along one axis of the image."""
-    low = tl.maximum((tl.minimum(tl.minimum(a, b), c) + (_SUBPIXELS - 1)) >> 8, 0)
+    # By 256, the subpixels of a pixel; a shift rounds down, where `//` would round to zero.
+    low = tl.maximum((tl.minimum(tl.minimum(a, b), c) + 255) >> 8, 0)
     high = tl.minimum(tl.maximum(tl.maximum(a, b), c) >> 8, size - 1)
     return low.to(tl.int32), tl.maximum(high - low + 1, 0).to(tl.int32)
 
@@ -150,8 +151,8 @@ def _draw(image, t, corners, x, y, exists, W):
     px = x.to(tl.int64) * _SUBPIXELS
     py = y.to(tl.int64) * _SUBPIXELS
     inside = _within(ax, ay, bx, by, px, py) & _within(bx, by, cx, cy, px, py) & _within(cx, cy, ax, ay, px, py)
-    wa, wb, wc = _weights(ax, ay, bx, by, cx, cy, px, py)
-    z = wa * az + wb * bz + wc * cz
+    _, wb, wc = _weights(ax, ay, bx, by, cx, cy, px, py)
+    z = az + (wb * (bz - az) + wc * (cz - az))  # so that a triangle whose corners are equally deep is so everywhere
     z = tl.where(z == 0.0, 0.0, z)  # of -0 and 0 neither is nearer
     bits = z.to(tl.int32, bitcast=True)
     rising = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)

@@ -12,6 +12,7 @@ namespace {
 using namespace ::fastface::FASTFACE_TIER;
 
 constexpr int64_t kPiece = 256 * kLanes;  // elements whose moments are taken at once: at most 16 KiB, short sums
+constexpr int kTogether = 8;              // vectors that are summed before they are added to a longer sum
 constexpr int64_t kTile = 512;            // elements of a row that are copied at once where they do not lie as needed
 constexpr int64_t kPlanesPerThread = 4;   // with fewer planes, threads share them
 constexpr int64_t kBlock = 1 << 16;       // elements of a channels_last image whose moments are taken at once: 256 KiB
@@ -94,7 +95,7 @@ struct Moments {
 
 // From sums of (value - centre) and of its square: exact for a centre that is only about the mean.
 inline Moments moments_about(double centre, double count, double sum, double square) {
-  // Beside an infinite centre the sum is NaN; it is then as infinite as the values.
+  // About an infinite centre the sum is NaN; that of the values is infinite all the same.
   const double known = centre - centre == 0 ? sum : 0;
   const double inside = square - sum * sum / count;
   return {count, count * centre + known, inside < 0 ? 0 : inside};
@@ -106,42 +107,66 @@ inline double total(vf value) {
   return sum;
 }
 
-// The moments of `count` <= kPiece neighbours, read twice from the first-level cache.
-inline Moments moments_of(const float* x, int64_t count) {
-  constexpr int64_t kStep = 4 * kLanes;
-  const int64_t whole = count / kStep * kStep;
-  vf sum[4] = {}, square[4] = {};
-  for (int64_t i = 0; i < whole; i += kStep) {
-    for (int j = 0; j < 4; ++j) sum[j] += load<kLanes>(x + i + j * kLanes);
-  }
-  for (int64_t i = whole; i < count; i += kLanes) sum[0] += load_part<kLanes>(x + i, least(kLanes, count - i));
-  const float centre = static_cast<float>(total(sum[0] + sum[1] + (sum[2] + sum[3])) / static_cast<double>(count));
-
-  for (int j = 0; j < 4; ++j) sum[j] = vf{};
-  for (int64_t i = 0; i < whole; i += kStep) {
-    for (int j = 0; j < 4; ++j) {
-      const vf apart = load<kLanes>(x + i + j * kLanes) - centre;
-      sum[j] += apart;
-      square[j] = fma_(apart, apart, square[j]);
-    }
-  }
-  for (int64_t i = whole; i < count; i += kLanes) {
-    const int64_t n = least(kLanes, count - i);
-    const vf apart = lane_index() < static_cast<int32_t>(n) ? load_part<kLanes>(x + i, n) - centre : vf{};
-    sum[0] += apart;
-    square[0] = fma_(apart, apart, square[0]);
-  }
-  return moments_about(centre, static_cast<double>(count), total(sum[0] + sum[1] + (sum[2] + sum[3])),
-                       total(square[0] + square[1] + (square[2] + square[3])));
+template <class T>
+inline vf load_up_to(const T* from, int64_t count) {
+  return count == kLanes ? load<kLanes>(from) : load_part<kLanes>(from, count);
 }
 
-// The moments of a part of a plane.
-inline void add_part(const Params& p, int64_t b, int64_t c, const Part& part, Moments& to) {
+// N vectors of `count` elements each. Their sum is taken before it is added to more, which shortens the chain of
+// roundings.
+template <class T, int N>
+inline void load_vectors(const T* from, int64_t stride, int64_t count, vf (&values)[N]) {
+  for (int j = 0; j < N; ++j) values[j] = load_up_to(from + j * stride, count);
+}
+
+template <int N>
+inline vf sum_of(const vf (&values)[N]) {
+  vf sum = values[0];
+  for (int j = 1; j < N; ++j) sum += values[j];
+  return sum;
+}
+
+template <int N>
+inline vf sum_of_squares(const vf (&values)[N]) {
+  vf sum = values[0] * values[0];
+  for (int j = 1; j < N; ++j) sum = fma_(values[j], values[j], sum);
+  return sum;
+}
+
+// The moments of `count` <= kPiece neighbours, read twice from the first-level cache.
+inline Moments moments_of(const float* x, int64_t count) {
+  const auto each_vector = [x, count](const auto& body) {
+    int64_t i = 0;
+    for (; i + kTogether * kLanes <= count; i += kTogether * kLanes) {
+      vf values[kTogether];
+      load_vectors(x + i, kLanes, kLanes, values);
+      body(values, vi{} - 1);
+    }
+    for (; i < count; i += kLanes) {
+      vf values[1];
+      load_vectors(x + i, kLanes, least(kLanes, count - i), values);
+      body(values, lane_index() < static_cast<int32_t>(least(kLanes, count - i)));
+    }
+  };
+  vf sum = {}, square = {};
+  each_vector([&](auto& values, vi) { sum += sum_of(values); });
+  const float centre = static_cast<float>(total(sum) / static_cast<double>(count));
+  sum = vf{};
+  each_vector([&](auto& values, vi inside) {
+    for (vf& value : values) value = inside ? value - centre : vf{};
+    sum += sum_of(values);
+    square += sum_of_squares(values);
+  });
+  return moments_about(centre, static_cast<double>(count), total(sum), total(square));
+}
+
+inline Moments moments_of_part(const Params& p, int64_t b, int64_t c, const Part& part) {
   alignas(64) float tile[kPiece + kPadding];
   if (part.rows == 1) {
     const int64_t offset = offset_of(p.x, b, c, part.y, part.x);
-    return to.add(moments_of(run_of<float>(p.x, offset, p.x.stride[3], part.columns, tile), part.columns));
+    return moments_of(run_of<float>(p.x, offset, p.x.stride[3], part.columns, tile), part.columns);
   }
+  Moments moments;
   const int64_t together = most(1, kPiece / part.columns);
   for (int64_t y = part.y; y < part.y + part.rows; y += together) {
     const int64_t rows = least(together, part.y + part.rows - y);
@@ -149,8 +174,9 @@ inline void add_part(const Params& p, int64_t b, int64_t c, const Part& part, Mo
       const int64_t offset = offset_of(p.x, b, c, y + r, part.x);
       read_row(p.x.data, p.x.dtype, offset, p.x.stride[3], part.columns, tile + r * part.columns);
     }
-    to.add(moments_of(tile, rows * part.columns));
+    moments.add(moments_of(tile, rows * part.columns));
   }
+  return moments;
 }
 
 // ---- Normalisation ----
@@ -207,11 +233,6 @@ struct Run {
   const X* residual;
   X* out;
 };
-
-template <class T>
-inline vf load_up_to(const T* from, int64_t count) {
-  return count == kLanes ? load<kLanes>(from) : load_part<kLanes>(from, count);
-}
 
 template <class X, class M, class Coefficients>
 inline void normalise_vector(const Run<X, M>& run, const Coefficients& k, const Activate& act, int64_t i, int64_t n) {
@@ -353,7 +374,7 @@ void run_planes(CpuOp op, const Params& p, const Parts& parts, const Spread& spr
   for (int64_t plane = 0; plane < planes; ++plane) {
     const int64_t b = plane / p.channels, c = plane % p.channels;
     Moments moments;
-    for (int64_t i = 0; i < read; ++i) add_part(p, b, c, parts.at(i), moments);
+    for (int64_t i = 0; i < read; ++i) moments.add(moments_of_part(p, b, c, parts.at(i)));
     const Channel channel = finish(op, p, plane, moments);
     for (int64_t i = 0; i < written; ++i) normalise_part<X, M>(p, b, c, parts.at(i), channel, spread, act);
   }
@@ -375,8 +396,7 @@ bool run_parts(CpuOp op, const Params& p, const Parts& parts, const Spread& spre
 #pragma omp for schedule(dynamic, step)
     for (int64_t i = 0; i < read; ++i) {
       const int64_t plane = i / count;
-      moments[i] = Moments();
-      add_part(p, plane / p.channels, plane % p.channels, parts.at(i % count), moments[i]);
+      moments[i] = moments_of_part(p, plane / p.channels, plane % p.channels, parts.at(i % count));
     }
 #pragma omp for schedule(static)
     for (int64_t plane = 0; plane < planes; ++plane) {
@@ -384,7 +404,7 @@ bool run_parts(CpuOp op, const Params& p, const Parts& parts, const Spread& spre
       for (int64_t i = 0; i < count && read > 0; ++i) whole.add(moments[plane * count + i]);
       channels[plane] = finish(op, p, plane, whole);
     }
-#pragma omp for schedule(dynamic, step)
+#pragma omp for schedule(dynamic, step) nowait
     for (int64_t i = 0; i < written; ++i) {
       const int64_t plane = i / count;
       const Part part = parts.at(i % count);
@@ -395,19 +415,6 @@ bool run_parts(CpuOp op, const Params& p, const Parts& parts, const Spread& spre
 }
 
 // ---- channels_last ----
-
-// `kPixels` vectors, of pixels that follow each other at the same channels.
-template <int kPixels, class T>
-inline void load_pixels(const T* from, int64_t stride, int64_t count, vf (&values)[kPixels]) {
-  for (int j = 0; j < kPixels; ++j) values[j] = load_up_to(from + j * stride, count);
-}
-
-template <int kPixels>
-inline vf sum_of(const vf (&values)[kPixels]) {
-  vf sum = values[0];
-  for (int j = 1; j < kPixels; ++j) sum += values[j];
-  return sum;
-}
 
 // The moments of up to kTile channels, which all have the same count; laid out so that the merge runs in vectors.
 struct ChannelMoments {
@@ -424,8 +431,7 @@ struct ChannelMoments {
   }
 };
 
-// Adds the moments of `channels` <= kTile neighbouring channels over a part of an image. Some pixels are summed before
-// they are added to the rest, which shortens the chain of roundings.
+// Adds the moments of `channels` <= kTile neighbouring channels over a part of an image.
 template <class T>
 inline void add_pixels(const Params& p, int64_t b, int64_t c, int64_t channels, const Part& part, ChannelMoments& to) {
   alignas(64) float centre[kTile], sum[kTile] = {}, square[kTile] = {};
@@ -435,14 +441,14 @@ inline void add_pixels(const Params& p, int64_t b, int64_t c, int64_t channels, 
     for (int64_t y = part.y; y < part.y + part.rows; ++y) {
       const T* pixel = static_cast<const T*>(p.x.data) + offset_of(p.x, b, c, y, part.x);
       int64_t x = 0;
-      for (; x + 8 <= part.columns; x += 8) body(pixel + x * stride, Int<8>{});
+      for (; x + kTogether <= part.columns; x += kTogether) body(pixel + x * stride, Int<kTogether>{});
       for (; x < part.columns; ++x) body(pixel + x * stride, Int<1>{});
     }
   };
   each_run([&](const T* from, auto pixels) {
     for (int64_t i = 0; i < channels; i += kLanes) {
       vf values[decltype(pixels)::value];
-      load_pixels(from + i, stride, least(kLanes, channels - i), values);
+      load_vectors(from + i, stride, least(kLanes, channels - i), values);
       store<kLanes>(sum + i, load<kLanes>(sum + i) + sum_of(values));
     }
   });
@@ -453,11 +459,10 @@ inline void add_pixels(const Params& p, int64_t b, int64_t c, int64_t channels, 
   each_run([&](const T* from, auto pixels) {
     for (int64_t i = 0; i < channels; i += kLanes) {
       vf values[decltype(pixels)::value];
-      load_pixels(from + i, stride, least(kLanes, channels - i), values);
+      load_vectors(from + i, stride, least(kLanes, channels - i), values);
       for (vf& value : values) value -= load<kLanes>(centre + i);
       store<kLanes>(sum + i, load<kLanes>(sum + i) + sum_of(values));
-      for (vf& value : values) value *= value;
-      store<kLanes>(square + i, load<kLanes>(square + i) + sum_of(values));
+      store<kLanes>(square + i, load<kLanes>(square + i) + sum_of_squares(values));
     }
   });
   to.add(channels, count, centre, sum, square);
@@ -500,7 +505,7 @@ bool run_channels_last(CpuOp op, const Params& p, const Activate& act, int threa
       to[2 * padded] = channel.gain;
       to[3 * padded] = channel.shift;
     }
-#pragma omp for schedule(dynamic, step)
+#pragma omp for schedule(dynamic, step) nowait
     for (int64_t i = 0; i < written; ++i) {
       const int64_t b = i / parts.count();
       const Part part = parts.at(i % parts.count());

@@ -39,7 +39,7 @@ struct Plan {
   int vector;                // values of a pack
   int height, width, scale;  // rows that follow one another are seen as one
   int packs;                 // of a channel; with the channels last, of a pixel
-  int threads;               // of a block that takes a whole channel
+  int threads;               // of a block to a channel
   int parts;                 // pieces of a channel whose statistics are taken apart
   int part_size;             // packs of a part; with the channels last, pixels
   int lanes, rows;           // channels last: a block's threads are packs of a pixel times pixels
@@ -89,9 +89,9 @@ inline int pack_size(const Plan& plan) {
   for (const View<4>* view : {&p.gamma, &p.beta}) {
     fits = fits && ((!plan.last && p.scale > 1) || packs_fit(plan, *view, axis, vector, bytes));
   }
-  for (const float* values :
-       {p.gamma_channel, p.beta_channel, const_cast<const float*>(p.mean), const_cast<const float*>(p.rstd)}) {
-    fits = fits && (!plan.last || aligned(values, 16));
+  if (plan.last) {
+    const void* channels[] = {p.gamma_channel, p.beta_channel, p.mean, p.rstd};
+    for (const void* values : channels) fits = fits && aligned(values, 16);
   }
   return fits ? vector : 1;
 }
@@ -130,8 +130,8 @@ inline Plan make_plan(Op op, const Params& p, int processors) {
     plan.threads = plan.packs <= 1024 ? 256 : plan.packs <= 4096 ? 512 : 1024;
     return plan;
   }
-  const int64_t size = plan.last ? pixels : plan.packs,
-                least = plan.last ? 8 * std::min(plan.rows, kRows) : 4 * kThreads;
+  const int64_t size = plan.last ? pixels : plan.packs;
+  const int least = plan.last ? 8 * std::min(plan.rows, kRows) : 4 * kThreads;  // of a part
   const int wanted = std::min({ceil_div(8LL * processors, groups), ceil_div(size, least), 1024});
   plan.part_size = ceil_div(size, wanted);
   plan.parts = ceil_div(size, plan.part_size);
@@ -238,11 +238,9 @@ FASTFACE_DEVICE void load_floats(const float* from, float (&values)[N]) {
   }
 }
 
-// Modulation per channel, neutral where there is none.
+// Modulation per channel; both are 0 before, as where there is none.
 template <int N>
 FASTFACE_DEVICE void load_modulation(const Plan& plan, int64_t plane, Coefficients<N>& to) {
-  FASTFACE_UNROLL
-  for (int j = 0; j < N; ++j) to.gamma[j] = to.beta[j] = 0;
   if (plan.p.gamma_channel != nullptr) load_floats(plan.p.gamma_channel + plane, to.gamma);
   if (plan.p.beta_channel != nullptr) load_floats(plan.p.beta_channel + plane, to.beta);
   FASTFACE_UNROLL
@@ -251,11 +249,9 @@ FASTFACE_DEVICE void load_modulation(const Plan& plan, int64_t plane, Coefficien
 
 template <int N>
 FASTFACE_DEVICE Coefficients<N> load_coefficients(const Plan& plan, int64_t plane) {
-  Coefficients<N> to;
+  Coefficients<N> to{};
   load_floats(plan.stats.mean + plane, to.mean);
   load_floats(plan.stats.rstd + plane, to.rstd);
-  FASTFACE_UNROLL
-  for (int j = 0; j < N; ++j) to.low[j] = 0;
   if (plan.stats.low != nullptr) {
     load_floats(plan.stats.low + plane, to.low);
     FASTFACE_UNROLL
@@ -374,7 +370,7 @@ struct Whole {
     const float own = running.squares + between(static_cast<float>(running.packs) * V, running.sum, sum / count);
     const float squares = block_sum(own, thread, threads, shared);
     const Moments found = moments(running.shift, count, sum, squares, plan.eps);
-    Coefficients<1> by;
+    Coefficients<1> by{};
     by.mean[0] = found.mean;
     by.low[0] = found.low * found.rstd;
     by.rstd[0] = found.rstd;

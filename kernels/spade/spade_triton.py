@@ -174,7 +174,7 @@ def merge_kernel(
 def _own_stats(value, exists, pixels, eps, LAST: tl.constexpr):
     """Mean, what its float leaves over, and rstd of a tile that holds whole channels."""
     AXIS: tl.constexpr = 0 if LAST else 1
-    n = pixels.to(tl.float32)
+    n = tl.cast(pixels, tl.float32)
     mean = tl.expand_dims(tl.sum(tl.where(exists, value, 0.0), AXIS) / n, AXIS)
     deviation = tl.where(exists, value - mean, 0.0)
     low = tl.sum(deviation, AXIS) / n
@@ -295,8 +295,8 @@ def refuse(call: SpadeCall) -> str | None:
     batch, channels, height, width = call.x.shape
     if batch > _GRID_LIMIT or channels > _GRID_LIMIT or batch * channels >= 2**31:
         return f"batch {batch} and {channels} channels, it takes at most {_GRID_LIMIT} of each and 2^31 of both"
-    if height * width >= 2**31 - 2**20:  # with a margin for the tiles of the last program
-        return f"an image of {height}x{width} pixels, it takes fewer than 2^31"
+    if height * width >= 2**30:  # what the last program counts past the image stays below 2^31
+        return f"an image of {height}x{width} pixels, it takes fewer than 2^30"
     if INTERPRETED:
         return None
     if torch.version.hip is not None:
@@ -396,7 +396,8 @@ def _stats_launches(
             (parts, groups, batch),
             [x, partials, channels, width, height * width, steps, parts, *x.stride()],
             {**layout, "PIXELS": tile[0], "CHANNELS": tile[1]},
-            _options(tile),
+            # Left to itself the assembler would rather spill than use more than 72.
+            _options(tile) | {"maxnreg": 128},
         ),
         (
             merge_kernel,

@@ -145,6 +145,7 @@ def _spade(capability: int) -> Iterator[tuple[str, Launch]]:
     # One image small enough for the registers of a program, simple and not, then one that is not.
     cases = [(64, 1, "contiguous"), (128, 1, "contiguous"), (90, 2, "contiguous"), (64, 1, "sliced")]
     cases += [(256, 1, "contiguous"), (256, 2, "contiguous"), (256, 1, "channels_last"), (256, 2, "channels_last")]
+    cases += [(1, 1, "contiguous")]  # a size of 1 becomes a constant
     for dtype, (size, scale, layout) in itertools.product((torch.float32, torch.float16), cases):
         x = arrange(_new(2, 64, size, size, dtype=dtype), layout)
         maps = arrange(_new(2, 64, size // scale, size // scale, dtype=dtype), layout)
