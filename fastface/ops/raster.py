@@ -245,11 +245,12 @@ def _params(call: RasterCall) -> tuple[Any, ...]:
 
 def _refuse_triton(call: RasterCall) -> str | None:
     try:
-        from fastface.kernels.raster import raster_triton
+        from fastface.kernels import triton_device
     except ImportError as error:
         return f"triton does not import: {error}"
-    device = "cpu" if raster_triton.INTERPRETED else "cuda"
-    return _checks.refuse_kernel(device, call.vertices, call.attributes)
+    needed = "cpu" if triton_device.INTERPRETED else "cuda"
+    reason = _checks.refuse_kernel(needed, call.vertices, call.attributes)
+    return reason or triton_device.refuse_device(call.vertices.device)
 
 
 def _run_triton(call: RasterCall) -> None:

@@ -347,8 +347,8 @@ def _run_triton(call: SpadeCall) -> None:
 
 
 def _describe(call: SpadeCall) -> tuple[str, torch.device, str]:
-    """Shape classes of the measured table: maps of modulation, or none."""
-    return call.op, call.x.device, "maps" if call.scale else "channels"
+    """Shape classes of the measured table: one image, where launches weigh, or a batch, where bytes do."""
+    return call.op, call.x.device, "single" if call.x.shape[0] == 1 else "batch"
 
 
 def _prepare(op: str, given: Mapping[str, Any]) -> SpadeCall:

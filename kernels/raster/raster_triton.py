@@ -12,13 +12,14 @@ function below 2^59.
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
 import triton.language as tl
+
 from fastface.kernels.raster.raster_reference import LIMIT, SUBPIXELS
+from fastface.kernels.triton_device import INTERPRETED, processors
 
 if TYPE_CHECKING:
     from fastface.ops.raster import RasterCall
@@ -310,15 +311,9 @@ def _place(vertices, index, exists):
     return _snap(x), _snap(y)
 
 
-INTERPRETED = not isinstance(clear_kernel, triton.runtime.JITFunction)
 _BLOCK = 128
 _CLEARED = 1024  # pixels per program where one only stores
 _SLICES = 32  # programs of one warp that a processor holds
-
-
-@functools.cache
-def _processors(index: int) -> int:
-    return torch.cuda.get_device_properties(index).multi_processor_count
 
 
 def run(call: RasterCall) -> None:
@@ -327,7 +322,7 @@ def run(call: RasterCall) -> None:
         _launch(call, 1)
         return
     with torch.cuda.device(call.vertices.device):
-        _launch(call, _processors(call.vertices.device.index))
+        _launch(call, processors(call.vertices.device.index))
 
 
 def _launch(call: RasterCall, processors: int) -> None:

@@ -12,13 +12,14 @@ carried along, because infinities of one sign then stay infinite.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
 import triton.language as tl
+
+from fastface.kernels.triton_device import INTERPRETED, processors, refuse_device
 
 if TYPE_CHECKING:
     from fastface.ops.spade import SpadeCall
@@ -280,14 +281,8 @@ def norm_kernel(
     tl.store(at, value.to(out.dtype.element_ty), mask=exists)
 
 
-INTERPRETED = not isinstance(norm_kernel, triton.runtime.JITFunction)
 _CONFIG = Config()
 Launch = tuple[Any, tuple[int, ...], list[Any], dict[str, Any], dict[str, Any]]
-
-
-@functools.cache
-def _processors(index: int) -> int:
-    return torch.cuda.get_device_properties(index).multi_processor_count
 
 
 def refuse(call: SpadeCall) -> str | None:
@@ -297,14 +292,7 @@ def refuse(call: SpadeCall) -> str | None:
         return f"batch {batch} and {channels} channels, it takes at most {_GRID_LIMIT} of each and 2^31 of both"
     if height * width >= 2**30:  # what the last program counts past the image stays below 2^31
         return f"an image of {height}x{width} pixels, it takes fewer than 2^30"
-    if INTERPRETED:
-        return None
-    if torch.version.hip is not None:
-        return "it has been written for NVIDIA GPUs"
-    capability = torch.cuda.get_device_capability(call.x.device)
-    if capability < (8, 0):
-        return f"compute capability {capability[0]}.{capability[1]}, it needs 8.0 or newer"
-    return None
+    return refuse_device(call.x.device)
 
 
 def run(call: SpadeCall) -> None:
@@ -313,7 +301,7 @@ def run(call: SpadeCall) -> None:
         _launch(call, 1)
         return
     with torch.cuda.device(call.x.device):
-        _launch(call, _processors(call.x.device.index))
+        _launch(call, processors(call.x.device.index))
 
 
 def _launch(call: SpadeCall, processors: int) -> None:

@@ -13,13 +13,14 @@ becomes an integer, and a NaN coordinate keeps its NaN in the weight.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
 import triton.language as tl
+
+from fastface.kernels.triton_device import INTERPRETED, capability, processors, refuse_device
 
 if TYPE_CHECKING:
     from fastface.ops.warp import WarpCall
@@ -556,24 +557,12 @@ def compose_volumes_fwd_kernel(
     tl.store(target + wide * out_c, result.to(out.dtype.element_ty), mask=mask)
 
 
-INTERPRETED = not isinstance(pack_motions_fwd_kernel, triton.runtime.JITFunction)
 _KERNELS = {
     "pack_motions": pack_motions_fwd_kernel,
     "motion_field": motion_field_fwd_kernel,
     "compose_flow": compose_flow_fwd_kernel,
     "compose_volumes": compose_volumes_fwd_kernel,
 }
-
-
-@functools.cache
-def _capability(index: int) -> int:
-    major, minor = torch.cuda.get_device_capability(index)
-    return 10 * major + minor
-
-
-@functools.cache
-def _processors(index: int) -> int:
-    return torch.cuda.get_device_properties(index).multi_processor_count
 
 
 def config(op: str, layout: str, capability: int | None) -> Config:
@@ -601,13 +590,7 @@ def refuse(call: WarpCall) -> str | None:
         return f"a volume of {depth}x{height}x{width} voxels, it takes fewer than 2^31"
     if batch > _GRID_LIMIT or motions > _GRID_LIMIT:
         return f"batch {batch} and {motions} motions, it takes at most {_GRID_LIMIT} of each"
-    if INTERPRETED:
-        return None
-    if torch.version.hip is not None:
-        return "it has been written for NVIDIA GPUs"
-    if _capability(volume.device.index) < 80:
-        return f"compute capability {_capability(volume.device.index) / 10}, it needs 8.0 or newer"
-    return None
+    return refuse_device(volume.device)
 
 
 def run(call: WarpCall) -> None:
@@ -621,8 +604,8 @@ def run(call: WarpCall) -> None:
 
 def _launch(call: WarpCall, index: int | None) -> None:
     layout = _layout(call)
-    cut = config(call.op, layout, None if index is None else _capability(index))
-    grid, arguments, constants = plan(call, cut, layout, 1 if index is None else _processors(index))
+    cut = config(call.op, layout, None if index is None else capability(index))
+    grid, arguments, constants = plan(call, cut, layout, 1 if index is None else processors(index))
     _KERNELS[call.op][grid](*arguments, **constants, **options(call, cut))
 
 

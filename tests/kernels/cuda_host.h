@@ -73,14 +73,23 @@ void release(Iterator begin, Iterator end) {
   for (; begin != end; ++begin) begin->waiting = Waiting::kForTurn;
 }
 
-// Swaps the values of a warp whose lanes all want to.
-inline bool exchange_all(Fiber* warp) {
-  if (!all_wait(warp, warp + kWarp, Waiting::kForWarp)) return false;
-  float values[kWarp];
-  for (int lane = 0; lane < kWarp; ++lane) values[lane] = warp[lane].value;
-  for (int lane = 0; lane < kWarp; ++lane) warp[lane].value = values[lane ^ warp[lane].mask];
-  release(warp, warp + kWarp);
-  return true;
+// Lets a warp run, its last lane first, until its lanes wait; swaps their values if that is what all wait for. False if
+// none could run.
+inline bool run_warp(Fiber* warp) {
+  bool ran = false;
+  for (Fiber* lane = warp + kWarp; lane-- != warp;) {
+    if (lane->waiting != Waiting::kForTurn) continue;
+    current = lane;
+    swapcontext(&scheduler, &lane->context);
+    ran = true;
+  }
+  if (all_wait(warp, warp + kWarp, Waiting::kForWarp)) {
+    float values[kWarp];
+    for (int lane = 0; lane < kWarp; ++lane) values[lane] = warp[lane].value;
+    for (int lane = 0; lane < kWarp; ++lane) warp[lane].value = values[lane ^ warp[lane].mask];
+    release(warp, warp + kWarp);
+  }
+  return ran;
 }
 
 // Runs the threads of a block; false where some wait for others that never come.
@@ -100,19 +109,17 @@ bool run_block(int threads, const Run& run) {
     makecontext(&fiber.context, reinterpret_cast<void (*)()>(&start), 1, thread);
   }
   while (!all_wait(begin, end, Waiting::kForNothing)) {
-    // Backwards, so that code that leans on the order of its threads shows.
-    for (int thread = threads - 1; thread >= 0; --thread) {
-      if (fibers[thread].waiting != Waiting::kForTurn) continue;
-      current = &fibers[thread];
-      swapcontext(&scheduler, &current->context);
+    // A warp runs as far as it can before the next, and the last one first, so that code shows which leans on the order
+    // of its threads or lacks a barrier.
+    bool ran = false;
+    for (int first = threads - kWarp; first >= 0; first -= kWarp) {
+      while (run_warp(&fibers[first])) ran = true;
     }
-    bool moved = all_wait(begin, end, Waiting::kForNothing);
     if (all_wait(begin, end, Waiting::kForBlock)) {
       release(begin, end);
-      moved = true;
+    } else if (!ran) {
+      return false;
     }
-    for (int first = 0; first < threads; first += kWarp) moved = exchange_all(&fibers[first]) || moved;
-    if (!moved) return false;
   }
   return true;
 }

@@ -170,10 +170,12 @@ def test_channels_far_from_zero(layout: str, processors: int, on_host: OnHost) -
     Sums are relative to that pixel. Of n pixels one can lie sqrt(n) deviations off at most, and a sum of n differences
     of its size loses about eps sqrt(n) of it: eps n of a deviation, 2e-4 here.
     """
-    for op in OPS:
-        case = inputs(op, SpadeShape(2, 6, 33, 40), layout=layout, mean=1e4)
-        check(case, on_host(case, processors))
+    case = inputs("instance_stats", SpadeShape(2, 6, 33, 40), layout=layout, mean=1e4)
+    check(case, on_host(case, processors))
     case = inputs("modulated_norm", SpadeShape(2, 6, 33, 40), layout=layout, mean=1e4)
+    result = on_host(case, processors)
+    check(case, result)
+    assert (result - case.truth()).abs().max() < 4e-6, "the reference loses 1e-3 with the rounding of its mean"
     case.arguments[0][0][:, :, 0, 0] = -3e6
     lost = torch.finfo(torch.float32).eps * 33 * 40 / 2
     verdict = _verify.compare(on_host(case, processors), case.truth(), case.reference(), lost)
