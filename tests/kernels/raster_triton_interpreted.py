@@ -11,10 +11,10 @@ import itertools
 
 import pytest
 import torch
-from fastface.kernels.raster import raster_triton
 from torch import Tensor
 
 from fastface import ops
+from fastface.kernels.raster import raster_triton
 from fastface.ops import _verify
 from fastface.ops._verify import inputs
 from fastface.ops._verify.raster import RasterShape

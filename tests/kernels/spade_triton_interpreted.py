@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+
 from fastface.kernels.spade import spade_triton
 from fastface.kernels.spade.spade_triton import Config
-
 from fastface.ops import _verify, spade
 from fastface.ops._verify import inputs
 from fastface.ops._verify.spade import SpadeShape

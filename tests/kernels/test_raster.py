@@ -10,12 +10,12 @@ from fractions import Fraction
 
 import pytest
 import torch
-from fastface.kernels.raster import raster_reference as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from fastface import ops
+from fastface.kernels.raster import raster_reference as reference
 from fastface.ops import _memory, _native, _verify
 from fastface.ops._verify import inputs
 from fastface.ops._verify.raster import RasterShape

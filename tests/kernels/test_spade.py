@@ -9,12 +9,12 @@ import math
 
 import pytest
 import torch
-from fastface.kernels.spade import spade_reference as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from fastface import ops
+from fastface.kernels.spade import spade_reference as reference
 from fastface.ops import _memory, _native, _verify
 from fastface.ops._verify import inputs
 from fastface.ops._verify.spade import SpadeShape

@@ -11,12 +11,12 @@ import math
 
 import pytest
 import torch
-from fastface.kernels.warp import warp_reference as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from fastface import ops
+from fastface.kernels.warp import warp_reference as reference
 from fastface.nn import ComposeFlow, ComposeVolumes, PackMotions
 from fastface.ops import _native, _verify
 from fastface.ops._verify import inputs

@@ -138,7 +138,6 @@ def _live_portrait_calls() -> Iterator[tuple[str, Any]]:
 
 def _spade(capability: int) -> Iterator[tuple[str, Launch]]:
     from fastface.kernels.spade import spade_triton
-
     from fastface.ops import spade
     from fastface.ops._verify import arrange
 
@@ -158,7 +157,6 @@ def _spade(capability: int) -> Iterator[tuple[str, Launch]]:
 
 def _raster(capability: int) -> Iterator[tuple[str, Launch]]:
     from fastface.kernels.raster import raster_triton
-
     from fastface.ops import raster
 
     vertices, triangles = _new(1, 25000, 3), _new(50000, 3, dtype=torch.int32)

@@ -12,9 +12,9 @@ import warnings
 
 import pytest
 import torch
-from fastface.kernels.warp import warp_triton
 
 from fastface import ops
+from fastface.kernels.warp import warp_triton
 from fastface.ops import _verify
 from fastface.ops._verify import inputs
 from fastface.ops._verify.warp import WarpShape
