@@ -64,6 +64,18 @@ def within(option: str, value: float | None, low: float, high: float) -> None:
         raise UserError(f"{option} must be from {low:g} to {high:g}, got {value:g}")
 
 
+def check_seconds(value: float | None) -> None:
+    """Refuse a length that is none."""
+    if value is not None and not 0 < value <= 3600:
+        raise UserError(f"--seconds must be above 0 and at most 3600, got {value:g}")
+
+
+def tell_notes(notes: list[str]) -> None:
+    """What went otherwise than asked, on stderr."""
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
 def demo_portrait() -> Image:
     """The public-domain portrait that scikit-image ships."""
     try:

@@ -14,7 +14,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastface.apps._common import Clock, Image, Sampler, UserError, beside, check_places, demo_portrait, guarded, within
+from fastface.apps._common import (
+    Clock,
+    Image,
+    Sampler,
+    UserError,
+    beside,
+    check_places,
+    check_seconds,
+    demo_portrait,
+    guarded,
+    tell_notes,
+    within,
+)
 
 HELP = "make a photo move: a portrait and a motion, or a driving video, to mp4, gif or PNGs"
 
@@ -204,8 +216,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(summary))
         return 0
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+    tell_notes(notes)
     stages = ", ".join(f"{stage} {value:.1f}" for stage, value in medians.items())
     print(f"{writer.frames} frames in {looped:.1f} s; ms per frame (median): {stages}")
     print(f"rendering alone: {summary['fps_render']:.0f} fps; all stages: {summary['fps_all']:.0f} fps")
@@ -216,8 +227,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    if args.seconds is not None and not 0 < args.seconds <= 3600:
-        raise UserError(f"--seconds must be above 0 and at most 3600, got {args.seconds:g}")
+    check_seconds(args.seconds)
     within("--fps", args.fps, 1, 240)
     within("--size", args.size, 64, 2048)
     if args.face is not None and args.face < 1:

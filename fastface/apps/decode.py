@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -35,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--side-by-side", action="store_true", help="show the 3D face next to the frame")
     parser.add_argument("--loss", type=float, default=0.0, metavar="PERCENT", help="lose packets at random, to see it")
     parser.add_argument("--measure", action="store_true", help="find the heads in the frames again, and report ARD")
+    shared.add_recognizer_argument(parser)
     shared.add_model_arguments(parser)
 
 
@@ -50,13 +50,18 @@ def _run(args: argparse.Namespace) -> int:
     from fastface.models.headgan import FaceTrack, metrics
 
     within("--loss", args.loss, 0, 100)
+    if args.face is not None and args.portrait is None:
+        raise UserError("--face needs --portrait: the stream's own portrait has one face")
     output = Path(args.output or f"{Path(args.stream).stem}_decoded.mp4")
     media.check_output(output)
     check_places([args.stream, args.portrait, args.sound, args.checkpoint, args.face_model], output)
     stream = face_stream.read_face_stream(args.stream)
     header = stream.header
     system = shared.make_system(args)
-    header.check(system.model)
+    header.check(system.model, weights_hash=shared.file_hash(args.checkpoint))
+    notes = []
+    if header.model_id != system.renderer:
+        notes.append(f"the stream was made for {header.model_id}, {system.renderer} draws it")
     if header.reference is None and args.portrait is None:
         raise UserError(f"the stream carries no portrait, name one with --portrait: {args.stream}")
     decoder = face_stream.FaceStreamDecoder(header)
@@ -71,37 +76,38 @@ def _run(args: argparse.Namespace) -> int:
     track = FaceTrack(
         torch.from_numpy(np.stack([frame.vector for frame in frames])),
         torch.tensor([frame.seconds for frame in frames], dtype=torch.float64),
-        torch.tensor([frame.state == "decoded" for frame in frames]),
+        torch.tensor([frame.state != "no face" for frame in frames]),
         source.parameters.identity,
     )
     if args.portrait:
         track = track.adapted(source.parameters, relative=system.renderer == "lifted")
     else:
-        side = header.quantizer.image_size[0]
-        track = track.in_crop((0, 0, side), args.size)
+        width, height = header.quantizer.image_size
+        if width != height:
+            raise UserError(f"the stream's portrait must be square, got {width}x{height}: {args.stream}")
+        track = track.in_crop((0, 0, width), args.size)
     audio = None
     if args.sound:
-        with media.VideoReader(args.sound) as reader:
-            audio = shared.audio_of(reader, system, track)
+        audio, said = shared.audio_of(args.sound, None, header.fps, system, track, args.recognizer)
+        notes += said
     judge = FaceTracker(system.model, identity=source.parameters.identity)
     turned, truth = [], []
     film = shared.Film(system, source, track, audio)
     with media.VideoWriter(output, fps=header.fps, audio=args.sound) as writer:
-        for index, face, frame in film.frames():
+        for index, frame in film.frames():
             again = judge(frame) if args.measure else None
             if again is not None:
                 turned.append(again.camera.angles[0])
                 truth.append(track.parameters.camera.angles[index])
-            film.write(writer, index, beside(face, frame) if args.side_by_side else frame)
+            film.write(writer, index, beside(film.face(index), frame) if args.side_by_side else frame)
     summary: dict[str, Any] = film.summary() | {
         "output": str(output),
         "renderer": system.renderer,
         "stream": asdict(decoder.counts),
         "broken": stream.broken,
+        "notes": notes + ([stream.broken] if stream.broken else []) + writer.notes,
         "ard_degrees": round(metrics.ard(torch.stack(turned), torch.stack(truth)), 3) if turned else None,
     }
-    if stream.broken:
-        print(f"note: {stream.broken}", file=sys.stderr)
     if args.json:
         print(json.dumps(summary))
         return 0

@@ -33,9 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("portrait", nargs="?", metavar="PORTRAIT", help="a photo with a face")
     parser.add_argument("-o", "--output", metavar="OUT", help=".png or .jpg (default: named after the portrait)")
     for name in ("yaw", "pitch", "roll"):
-        parser.add_argument(
-            f"--{name}", type=float, nargs="+", default=[0.0], metavar="DEG", help="degrees from -60 to 60"
-        )
+        parser.add_argument(f"--{name}", nargs="+", default=["0"], metavar="DEG", help="degrees from -60 to 60")
     parser.add_argument(
         "--expression",
         action="append",
@@ -65,13 +63,14 @@ def _run(args: argparse.Namespace) -> int:
         names = model.expression_names or [""] * model.expressions
         print("\n".join(f"{index:>3} {name}" for index, name in enumerate(names)))
         return 0
-    turns = {name: getattr(args, name) for name in ("yaw", "pitch", "roll")}
-    for name, value in ((name, value) for name, values in turns.items() for value in values):
-        within(f"--{name}", value, -60, 60)
+    turns = {name: _degrees(name, args) for name in ("yaw", "pitch", "roll")}
     expressions = [_expression(text) for text in args.expression]
     if not args.expression and all(values == [0.0] for values in turns.values()):
         turns["yaw"] = [-20.0, 0.0, 20.0]
         expressions = [("jaw_open", [0.0, 0.5])] if not args.face_model else [("0", [0.0, 1.0])]
+    named = [key for key, _ in expressions]
+    if len(set(named)) < len(named):
+        raise UserError(f"--expression must name each coefficient once, with commas between values, got {named}")
     rows = list(itertools.product(*([(key, value) for value in values] for key, values in expressions))) or [()]
     columns = list(itertools.product(*turns.values()))
     if len(rows) * len(columns) > _MOST:
@@ -101,6 +100,23 @@ def _run(args: argparse.Namespace) -> int:
     print(shared.describe(system, args))
     print(f"picture of {len(lines)} tiles: {output}")
     return 0
+
+
+def _degrees(name: str, args: argparse.Namespace) -> list[float]:
+    """The numbers of an angle; a portrait that follows them is not one of them."""
+    words = list(getattr(args, name))
+    try:
+        float(words[-1])
+    except ValueError:
+        if args.portrait is None and len(words) > 1:
+            args.portrait = words.pop()
+    try:
+        values = [float(word) for word in words]
+    except ValueError:
+        raise UserError(f"--{name} must be numbers, got {' '.join(words)!r}") from None
+    for value in values:
+        within(f"--{name}", value, -60, 60)
+    return values
 
 
 def _expression(text: str) -> tuple[str, list[float]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fastface.apps import _headgan as shared
-from fastface.apps._common import UserError, check_places, guarded, within
+from fastface.apps._common import UserError, check_places, check_seconds, guarded, within
 
 _EPILOG = """\
 examples:
@@ -19,7 +19,8 @@ examples:
   fastface encode clip.mp4 --live --frames-per-packet 1    as a call would send it: fixed steps, no delay
   fastface decode clip.ffs -o again.mp4
 
-The coefficients mean something on one morphable model only; the stream carries its hash. docs/face_stream.md has the
+The coefficients mean something on one morphable model only; the stream carries its hash, and with --checkpoint that of
+the weights, for which it cuts the portrait as they know it. docs/face_stream.md has the
 format. The parameters of a face are personal data, and the stream is not encrypted.
 """
 
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("video", metavar="VIDEO", help="a video of a face")
     parser.add_argument("-o", "--output", metavar="OUT", help="the stream (default: named after the video, .ffs)")
     parser.add_argument("--portrait", metavar="PHOTO", help="the photo to be moved (default: the video's first frame)")
+    parser.add_argument("--face", type=int, metavar="N", help="which face of the photo, 1 being the largest")
     parser.add_argument("--no-reference", action="store_true", help="leave the portrait out; the receiver has its own")
     parser.add_argument("--seconds", type=float, metavar="S", help="of the video (default: all of it)")
     parser.add_argument("--smoothing", type=float, default=0.0, metavar="X", help="of the parameters (default: 0)")
@@ -38,10 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--frames-per-packet", type=int, default=2, metavar="N", help="1 to 8 (default: %(default)s)")
     parser.add_argument("--key-interval", type=int, default=25, metavar="N", help="in frames (default: %(default)s)")
-    parser.add_argument("--face-model", metavar="FILE", help="a morphable model (default: the built-in head)")
-    parser.add_argument("--size", type=int, default=256, metavar="PX", help="of the portrait (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON instead of words")
-    parser.set_defaults(checkpoint=None, backend=None)
+    shared.add_model_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,6 +54,7 @@ def _run(args: argparse.Namespace) -> int:
     from fastface.media import face_stream
     from fastface.media.face_stream import Quantizer, Reference, StreamHeader
 
+    check_seconds(args.seconds)
     within("--smoothing", args.smoothing, 0, 100)
     within("--frames-per-packet", args.frames_per_packet, 1, 8)
     within("--key-interval", args.key_interval, 1, 65535)
@@ -65,7 +65,7 @@ def _run(args: argparse.Namespace) -> int:
     system = shared.make_system(args)
     with media.VideoReader(args.video) as reader:
         photo = media.read_image(args.portrait) if args.portrait else next(iter(reader))[0]
-    source = shared.prepare(system, photo, args.portrait or args.video, None)
+    source = shared.prepare(system, photo, args.portrait or args.video, args.face)
     own = source.parameters
     with media.VideoReader(args.video) as reader:
         tracker = FaceTracker(system.model, identity=None if args.portrait else own.identity)
@@ -82,11 +82,12 @@ def _run(args: argparse.Namespace) -> int:
     if not args.no_reference:
         reference = Reference.of(media.to_jpeg(shared.to_image(source.portrait[0])), own)
     header = StreamHeader(
-        "headgan",
+        system.renderer,
         system.model.content_hash,
         quantizer,
         fps=fps,
         key_interval=args.key_interval,
+        weights_hash=shared.file_hash(args.checkpoint),
         reference=reference,
     )
     frames = zip(vectors, track.seconds.tolist(), strict=True)

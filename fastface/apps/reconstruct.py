@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from fastface.apps import _headgan as shared
-from fastface.apps._common import beside, check_places, guarded, within
+from fastface.apps._common import beside, check_places, check_seconds, guarded, within
 
 _EPILOG = """\
 examples:
@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="OUT", help="truth, 3D face and frame side by side: .mp4, .gif, ...")
     parser.add_argument("--seconds", type=float, metavar="S", help="of the video (default: all of it)")
     parser.add_argument("--smoothing", type=float, default=0.0, metavar="X", help="of the parameters (default: 0)")
+    shared.add_recognizer_argument(parser)
     shared.add_model_arguments(parser)
 
 
@@ -45,6 +46,7 @@ def _run(args: argparse.Namespace) -> int:
     from fastface.models.headgan import metrics
     from fastface.models.headgan.system import resized
 
+    check_seconds(args.seconds)
     within("--smoothing", args.smoothing, 0, 100)
     output = Path(args.output or f"{Path(args.video).stem}_reconstructed.mp4")
     media.check_output(output)
@@ -60,10 +62,14 @@ def _run(args: argparse.Namespace) -> int:
     l1, squares, turned, truth_turned = [], [], [], []
     x, y, side = source.box
     with media.VideoReader(args.video) as reader:
-        film = shared.Film(system, source, track, shared.audio_of(reader, system, track))
+        sound, audio, notes = None, None, list[str]()
+        if reader.has_audio:
+            sound = args.video
+            audio, notes = shared.audio_of(sound, reader.start, reader.fps, system, track, args.recognizer)
+        film = shared.Film(system, source, track, audio)
         truths = iter(reader)
-        with media.VideoWriter(output, fps=reader.fps) as writer:
-            for index, face, frame in film.frames():
+        with media.VideoWriter(output, fps=reader.fps, audio=sound, audio_start=reader.start) as writer:
+            for index, frame in film.frames():
                 truth = resized(next(truths)[0][y : y + side, x : x + side], args.size)
                 difference = frame.astype(np.float64) - truth
                 l1.append(np.abs(difference).mean())
@@ -72,7 +78,9 @@ def _run(args: argparse.Namespace) -> int:
                 if again is not None:
                     turned.append(again.camera.angles[0])
                     truth_turned.append(track.parameters.camera.angles[index])
-                film.write(writer, index, beside(truth, face, frame))
+                film.write(writer, index, beside(truth, film.face(index), frame))
+    if reader.broken:
+        notes.append(f"the video breaks off after {len(track)} frames: {reader.broken}")
     summary: dict[str, Any] = film.summary() | {
         "output": str(output),
         "renderer": system.renderer,
@@ -80,6 +88,7 @@ def _run(args: argparse.Namespace) -> int:
         "psnr_db": round(float(10 * np.log10(255**2 / max(np.mean(squares), 1e-12))), 2),
         "ard_degrees": round(metrics.ard(torch.stack(turned), torch.stack(truth_turned)), 3) if turned else None,
         "faces_found_again": len(turned),
+        "notes": notes + writer.notes,
     }
     if args.json:
         print(json.dumps(summary))

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from fastface.apps import _headgan as shared
-from fastface.apps._common import beside, check_places, guarded, within
+from fastface.apps._common import beside, check_places, check_seconds, guarded, within
 
 _EPILOG = """\
 examples:
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--relative",
         action="store_true",
         default=None,
-        help="take the first driving frame as neutral (default without trained weights)",
+        help="take the expression of the first driving frame as neutral (default without trained weights)",
     )
     expression.add_argument(
         "--absolute",
@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--side-by-side", action="store_true", help="show driving frame, 3D face and frame")
     parser.add_argument("--contact-sheet", metavar="PATH", help="also write a picture of eight frames, .png or .jpg")
+    shared.add_recognizer_argument(parser)
     shared.add_model_arguments(parser)
 
 
@@ -59,6 +60,7 @@ def _run(args: argparse.Namespace) -> int:
     from fastface import media
     from fastface.face import FaceTracker
 
+    check_seconds(args.seconds)
     within("--smoothing", args.smoothing, 0, 100)
     stem = Path(args.portrait).stem if args.portrait else "astronaut"
     output = Path(args.output or f"{stem}_{Path(args.driving).stem}.mp4")
@@ -66,7 +68,7 @@ def _run(args: argparse.Namespace) -> int:
     media.check_output(output)
     if sheet is not None:
         media.check_image_output(sheet)
-    check_places([args.portrait, args.driving, args.checkpoint, args.face_model], output, sheet)
+    check_places([args.portrait, args.driving, args.checkpoint, args.face_model, args.face_landmarks], output, sheet)
     photo = shared.read_portrait(args.portrait)
     with media.VideoReader(args.driving) as reader:
         system = shared.make_system(args)
@@ -75,13 +77,18 @@ def _run(args: argparse.Namespace) -> int:
     relative = system.renderer == "lifted" if args.relative is None else args.relative
     adapted = track.smoothed(args.smoothing).adapted(source.parameters, relative=relative)
     with media.VideoReader(args.driving) as reader:
-        film = shared.Film(system, source, adapted, shared.audio_of(reader, system, adapted))
+        sound, audio, notes = None, None, list[str]()
+        if reader.has_audio:
+            sound = args.driving
+            audio, notes = shared.audio_of(sound, reader.start, reader.fps, system, adapted, args.recognizer)
+        film = shared.Film(system, source, adapted, audio)
         driving = iter(reader)
-        sound = args.driving if reader.has_audio else None
         with media.VideoWriter(output, fps=reader.fps, audio=sound, audio_start=reader.start) as writer:
-            for index, face, frame in film.frames():
+            for index, frame in film.frames():
                 image, _ = next(driving)
-                film.write(writer, index, beside(image, face, frame) if args.side_by_side else frame)
+                film.write(writer, index, beside(image, film.face(index), frame) if args.side_by_side else frame)
+    if reader.broken:
+        notes.append(f"the driving video breaks off after {len(track)} frames: {reader.broken}")
     if sheet is not None:
         media.write_image(sheet, media.contact_sheet(film.sampler.frames()))
     summary = film.summary() | {
@@ -89,7 +96,7 @@ def _run(args: argparse.Namespace) -> int:
         "contact_sheet": None if sheet is None else str(sheet),
         "renderer": system.renderer,
         "relative": relative,
-        "notes": list(writer.notes),
+        "notes": notes + writer.notes,
     }
     if args.json:
         print(json.dumps(summary))

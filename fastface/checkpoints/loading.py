@@ -7,6 +7,7 @@ fill; the name of a layout begins with the model's, so that `load_checkpoint` kn
 from __future__ import annotations
 
 import importlib
+import math
 import pickle
 import re
 import warnings
@@ -14,6 +15,7 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -70,10 +72,11 @@ def load_checkpoint(source: str | Path | Mapping[str, Tensor], layout: str) -> n
     Raises:
         ValueError: an unknown layout, a file that cannot be read or wants to run code, or entries that do not fit the
             layout: how many are missing, unexpected or of another shape, with examples.
+        TypeError: a `source` of another type, or entries that are not names and tensors.
     """
     found = _find(layout)
     what = f"the checkpoint {source}" if isinstance(source, (str, Path)) else "the state dict"
-    state = read_state_dict(source) if isinstance(source, (str, Path)) else dict(source)
+    state = read_state_dict(source) if isinstance(source, (str, Path)) else _checked(source)
     state = fold_spectral_norm(_without_prefix(state))
     known, unexpected = {}, []
     for name, tensor in state.items():
@@ -88,6 +91,8 @@ def load_checkpoint(source: str | Path | Mapping[str, Tensor], layout: str) -> n
         module = found.build(known)
     except KeyError as error:
         raise ValueError(f"{what} does not fit layout {layout}: {error.args[0]} is missing") from None
+    except Exception as error:  # whatever the shapes of another model lead to
+        raise ValueError(f"{what} does not fit layout {layout}: {_first_line(error)}") from error
     known = found.convert(known)
     wanted = module.state_dict()
     missing = [name for name in wanted if name not in known]
@@ -121,6 +126,20 @@ def _find(name: str) -> Layout:
     return _layouts[name]
 
 
+def _checked(source: object) -> StateDict:
+    """A copy of a caller's state dict."""
+    if not isinstance(source, Mapping):
+        raise TypeError(f"source must be a path or a state dict, got {type(source).__name__}")
+    for name, tensor in source.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise TypeError(f"the state dict must map names to tensors, got {name!r}: {type(tensor).__name__}")
+    return dict(source)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def _examples(names: Sequence[str], count: int = 3) -> str:
     return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
 
@@ -152,27 +171,28 @@ def _reason(path: Path, error: Exception) -> str:
     wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
     if isinstance(error, pickle.UnpicklingError) and wanted:
         return f"is refused: it holds more than tensors and asks for {wanted[1]}"
-    told = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if path.suffix == ".safetensors" or zipfile.is_zipfile(path):
-        return f"cannot be read: {told[:200]}"
+        return f"cannot be read: {_first_line(error)[:200]}"
     return "is truncated, or no file of torch.save"
 
 
 def _tensors_of(loaded: object, path: Path) -> StateDict:
     """A state dict, or the one inside a dict of training state."""
+    if _is_state_dict(loaded):
+        return dict(loaded)
     if isinstance(loaded, Mapping):
-        if loaded and all(isinstance(value, Tensor) for value in loaded.values()):
-            return dict(loaded)
-        inner = {
-            key: value
-            for key, value in loaded.items()
-            if isinstance(value, Mapping) and value and all(isinstance(each, Tensor) for each in value.values())
-        }
+        inner = {key: value for key, value in loaded.items() if _is_state_dict(value)}
         if len(inner) == 1:
             return dict(next(iter(inner.values())))
         if inner:
             raise ValueError(f"{path} holds several state dicts ({', '.join(map(str, inner))}): pass one of them")
     raise ValueError(f"{path} must hold a state dict, got {type(loaded).__name__}")
+
+
+def _is_state_dict(value: object) -> TypeGuard[Mapping[str, Tensor]]:
+    if not isinstance(value, Mapping) or not value:
+        return False
+    return all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items())
 
 
 def _without_prefix(state: Mapping[str, Tensor]) -> StateDict:
@@ -202,6 +222,10 @@ def fold_spectral_norm(state: Mapping[str, Tensor]) -> StateDict:
             continue
         if u not in state or v not in state:
             raise ValueError(f"{name} needs {u} and {v} for its spectral norm, which the checkpoint does not have")
+        sizes = tensor.shape[:1], (math.prod(tensor.shape[1:]),)
+        if tensor.dim() < 2 or (state[u].shape, state[v].shape) != sizes:
+            shapes = ", ".join(str(list(each.shape)) for each in (tensor, state[u], state[v]))
+            raise ValueError(f"{name}, {u} and {v} must be [K, ...], [K] and [N] with K N numbers, got {shapes}")
         matrix = tensor.double().flatten(1)
         sigma = state[u].double() @ (matrix @ state[v].double())
         folded[f"{stem}weight"] = (tensor.double() / sigma).to(tensor.dtype)

@@ -39,7 +39,11 @@ def suits_winograd(conv: nn.Module) -> bool:
 
 
 class WinogradConv2d(nn.Module):
-    """What a 3x3 convolution computes, for inference: ``[B, C, H, W]`` to ``[B, K, H, W]``, channels_last."""
+    """What a 3x3 convolution computes, for inference: ``[B, C, H, W]`` to ``[B, K, H, W]``, channels_last.
+
+    An input that requires grad, another dtype or device, or one without batch takes the definition, which is
+    differentiable with respect to the input; the filters are constants. Raises ValueError for another shape.
+    """
 
     filters: Tensor  # [16, C, K]
     bias: Tensor | None
@@ -53,9 +57,13 @@ class WinogradConv2d(nn.Module):
         self.register_buffer("bias", None if conv.bias is None else conv.bias.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype == torch.float32 and x.device.type == "cpu" and x.dim() == 4:
-            return _winograd(x, self.filters, self.bias)
-        return _defined(x, self.filters, self.bias)
+        if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels:
+            c = self.in_channels
+            raise ValueError(f"x must be [B, {c}, H, W] or [{c}, H, W], got {list(x.shape)}")
+        differentiated = torch.is_grad_enabled() and x.requires_grad
+        if differentiated or x.dtype != torch.float32 or x.device.type != "cpu" or x.dim() != 4:
+            return _defined(x, self.filters, self.bias)
+        return _winograd(x, self.filters, self.bias)
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, kernel_size=3, padding=1"
@@ -63,7 +71,7 @@ class WinogradConv2d(nn.Module):
 
 def _spatial(filters: Tensor) -> Tensor:
     """The 3x3 filters ``[K, C, 3, 3]`` of transformed ones: the pseudo-inverse of G undoes it."""
-    inverse = torch.linalg.pinv(torch.tensor(_G, dtype=torch.float64))
+    inverse = torch.linalg.pinv(torch.tensor(_G, dtype=torch.float64, device=filters.device))
     square = filters.double().unflatten(0, (4, 4))
     return torch.einsum("ji,imck,lm->kcjl", inverse, square, inverse).to(filters.dtype)
 
@@ -81,7 +89,7 @@ def _winograd_impl(x: Tensor, filters: Tensor, bias: Tensor | None) -> Tensor:
     outputs = filters.shape[2]
     out = _memory.empty((batch, outputs, height, width), x, memory_format=torch.channels_last)
     tiles = batch * -(-height // 2) * -(-width // 2)
-    rows = min(tiles, max(_ROWS, _BLOCK // (16 * (channels + outputs))))
+    rows = max(1, min(tiles, max(_ROWS, _BLOCK // (16 * (channels + outputs)))))  # no tiles in a batch of 0
     given, found = x.new_empty(16, rows, channels), x.new_empty(16, rows, outputs)
     transform, threads = _native.load("cpu").winograd, torch.get_num_threads()
 

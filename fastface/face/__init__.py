@@ -8,7 +8,7 @@ from fastface.face.model import MorphableModel, SurfacePoints, pncc_colors
 from fastface.face.pncc import PNCC
 from fastface.face.sketch import LandmarkSketch
 from fastface.face.smoothing import OneEuro
-from fastface.face.tracking import FaceTracker, scaled
+from fastface.face.tracking import FaceTracker, scaled, trackable
 
 __all__ = [
     "PNCC",
@@ -34,5 +34,6 @@ __all__ = [
     "rotation_vector",
     "save_face_model",
     "scaled",
+    "trackable",
     "transfer_dense",
 ]

@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastface.face.camera import Camera
-from fastface.face.fitting import FaceFitter, FaceParameters
+from fastface.face.fitting import FaceFitter, FaceParameters, transfer_dense
 from fastface.face.landmarks import Face, Landmarks, MediaPipeLandmarks, largest_face
 from fastface.face.loaders import built_in_head
 from fastface.face.model import MorphableModel
 
-__all__ = ["FaceTracker", "scaled"]
+__all__ = ["FaceTracker", "scaled", "trackable"]
 
 _DETECTOR_NOISE = 0.02  # of a coordinate of MediaPipe's points, as a share of the face's size
 # Standard deviations of expressions: people who are met are mostly at rest, people who are followed are not.
@@ -24,7 +24,7 @@ class FaceTracker:
     """Follows one face from frame to frame: expression and camera, the identity of the first frame held.
 
     Args:
-        model: whose coefficients are found; the built-in head by default. It needs dense points.
+        model: whose coefficients are found; the built-in head by default. It needs dense points or the 68 landmarks.
         landmarks: the detector; MediaPipe's, tracking, by default.
         identity: ``[1, I]``, held from the start; by default fitted to the first face.
     """
@@ -36,7 +36,7 @@ class FaceTracker:
         *,
         identity: Tensor | None = None,
     ) -> None:
-        self.model = model or built_in_head()
+        self.model = trackable(model or built_in_head())
         self.identity = identity
         self.frames = 0
         self.missed = 0  # frames without a face: their parameters are None
@@ -64,6 +64,19 @@ class FaceTracker:
         if self.identity is None:
             self.identity = self._meet.fit(points).identity
         return self._follow.fit(points, self.identity)
+
+
+def trackable(model: MorphableModel) -> MorphableModel:
+    """The model with the dense points of a detector: its own, else those of the built-in head carried over by the 68.
+
+    Raises:
+        ValueError: a model with neither.
+    """
+    if model.dense is not None:
+        return model
+    if model.landmarks68 is None:
+        raise ValueError("the face model must have dense points or the 68 landmarks to fit a face, got neither")
+    return transfer_dense(model, built_in_head())
 
 
 def scaled(camera: Camera, factor: float, offset: tuple[float, float] = (0.0, 0.0)) -> Camera:

@@ -167,9 +167,12 @@ def _make_call(
     cull: str | None,
 ) -> RasterCall:
     wide = vertices if vertices.dtype == torch.float64 else vertices.float()
+    if triangles.dtype == torch.int64:
+        # An index out of range stays so: the cast alone would make vertex 2 of 2**32 + 2.
+        triangles = triangles.clamp(-1, vertices.shape[1]).int()
     return RasterCall(
         wide.contiguous(),
-        triangles.int().contiguous(),
+        triangles.contiguous(),
         attributes.contiguous(),
         per_vertex,
         cull,

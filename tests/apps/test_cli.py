@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fastface.apps.cli import COMMANDS
+from fastface.ops._backends import registries
 
 
 def fastface(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -40,7 +41,7 @@ def test_doctor_reports_in_text_and_in_json() -> None:
         assert part in done.stdout
     report = json.loads(fastface("doctor", "--json").stdout)
     assert set(report["native"]) == {"cpu", "cuda"} and report["problems"] == []
-    assert set(report["backends"]) == {"pack_motions", "compose_flow", "compose_volumes", "motion_field"}
+    assert set(report["backends"]) == set(registries)
 
 
 def test_doctor_shows_the_environment() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import wave
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ pytest.importorskip("av", reason="needs PyAV: pip install 'fastface-kernels[vide
 data = pytest.importorskip("skimage.data", reason="needs scikit-image: pip install 'fastface-kernels[demo]'")
 
 from fastface.apps.cli import main  # noqa: E402  # after the skips
-from fastface.face import FaceTracker, MediaPipeLandmarks  # noqa: E402
+from fastface.face import FaceTracker, MediaPipeLandmarks, built_in_head, save_face_model  # noqa: E402
 from fastface.media import VideoReader, read_image, write_image  # noqa: E402
 from tests.real import media_file  # noqa: E402
 
@@ -113,6 +115,8 @@ def test_edit(tmp_path, portrait, capsys) -> None:
     told = summary(capsys, "edit", portrait, "--yaw", "15", "--expression", "0=0.5", "--size", 128, "--show-3d", "-o",
                    tmp_path / "one.jpg")  # fmt: skip
     assert told["tiles"] == 1 and read_image(tmp_path / "one.jpg").shape[1] == 256
+    told = summary(capsys, "edit", "--size", 64, "--yaw", -5, 5, portrait, "-o", tmp_path / "two.png")
+    assert told["tiles"] == 2, "the portrait may come after the numbers"
     assert main(["edit", "--list"]) == 0
     assert " 0 jaw_open\n" in capsys.readouterr().out
 
@@ -139,7 +143,10 @@ def test_encode_and_decode(tmp_path, portrait, clip, capsys) -> None:
         (["reenact", "{portrait}", "--driving", "{portrait}.mp4"], "no such video"),
         (["reenact", "{black}", "--driving", "{clip}"], "no face found in the portrait"),
         (["reenact", "{portrait}", "--driving", "{clip}", "-o", "{clip}"], "would overwrite the input"),
-        (["reenact", "{portrait}", "--driving", "{clip}", "--face", "2"], "face must be from"),
+        (
+            ["reenact", "{portrait}", "--driving", "{clip}", "--face", "2"],
+            "from 1 to 1 (the faces found), got 2",
+        ),
         (["reenact", "{portrait}", "--driving", "{clip}", "--face", "0"], "--face counts from 1, got 0"),
         (["reenact", "{portrait}", "--driving", "{clip}", "--size", "50"], "--size must be from 64 to 2048, got 50"),
         (["reenact", "{portrait}", "--driving", "{clip}", "--size", "130"], "size must be a multiple of 4"),
@@ -149,6 +156,14 @@ def test_encode_and_decode(tmp_path, portrait, clip, capsys) -> None:
         ),
         (["reenact", "{portrait}", "--driving", "{clip}", "--face-model", "{portrait}"], "face model"),
         (["reconstruct", "{portrait}.avi"], "no such video"),
+        (["reenact", "{portrait}", "--driving", "{clip}", "--seconds", "nan"], "--seconds must be above 0"),
+        (["reenact", "{portrait}", "--driving", "{clip}", "--device", "gpu"], "needs --checkpoint"),
+        (["encode", "{clip}", "--seconds", "0"], "--seconds must be above 0 and at most 3600, got 0"),
+        (["edit", "{portrait}", "--yaw", "left", "right"], "--yaw must be numbers, got 'left right'"),
+        (["edit", "{portrait}", "--expression", "jaw_open=1", "--expression", "jaw_open=0"], "each coefficient once"),
+        (["frontalize", "{portrait}", "--face-model", "{bare}"], "name its 68 with --face-landmarks"),
+        (["frontalize", "{portrait}", "--face-model", "{bare}", "--face-landmarks", "{numbers}"], "got 3 words"),
+        (["decode", "{stream}", "--face", "1"], "--face needs --portrait"),
         (["edit", "{portrait}", "--yaw", "90"], "--yaw must be from -60 to 60, got 90"),
         (["edit", "{portrait}", "--expression", "jaw_open=4"], "--expression jaw_open must be from -3 to 3, got 4"),
         (["edit", "{portrait}", "--expression", "grin=1"], "expression must be from 0 to 27"),
@@ -167,9 +182,9 @@ def test_bad_input_is_one_line_and_no_file(folder, tmp_path, portrait, clip, cap
     if not (folder / "stream.ffs").exists():
         assert main(["encode", str(clip), "-o", str(folder / "stream.ffs"), "--no-reference"]) == 0
         write_image(folder / "black.png", np.zeros((100, 100, 3), dtype=np.uint8))
-        from fastface.face import built_in_head, save_face_model
-
         save_face_model(built_in_head().cropped(3000), folder / "other.safetensors")
+        save_face_model(replace(built_in_head(), dense=None, landmarks68=None), folder / "bare.safetensors")
+        (folder / "numbers.txt").write_text("1 2 3")
     capsys.readouterr()
     places = {
         "portrait": portrait,
@@ -178,6 +193,8 @@ def test_bad_input_is_one_line_and_no_file(folder, tmp_path, portrait, clip, cap
         "black": folder / "black.png",
         "stream": folder / "stream.ffs",
         "other": folder / "other.safetensors",
+        "bare": folder / "bare.safetensors",
+        "numbers": folder / "numbers.txt",
     }
     given = [argument.format(**places) for argument in arguments]
     if "-o" not in given:
@@ -187,6 +204,51 @@ def test_bad_input_is_one_line_and_no_file(folder, tmp_path, portrait, clip, cap
     lines = [line for line in capsys.readouterr().err.splitlines() if line]
     assert len(lines) == 1 and lines[0].startswith(f"fastface {given[0]}: ") and message in lines[0], lines
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_without_points_and_a_list_of_its_landmarks(tmp_path, portrait, folder, capsys) -> None:
+    """BFM and FLAME bring no landmarks: their 68 numbers make them work."""
+    head = built_in_head()
+    save_face_model(replace(head, dense=None, landmarks68=None), tmp_path / "bare.safetensors")
+    places = head.landmarks68.of(head.mean)
+    numbers = torch.cdist(places, head.mean).argmin(1).tolist()
+    (tmp_path / "68.txt").write_text(" ".join(map(str, numbers)))
+    bare = ["--face-model", tmp_path / "bare.safetensors", "--face-landmarks", tmp_path / "68.txt"]
+    told = summary(capsys, "frontalize", portrait, *bare, "-o", tmp_path / "a.png")
+    mine = summary(capsys, "frontalize", portrait, "-o", tmp_path / "b.png")
+    assert abs(told["are_before_degrees"] - mine["are_before_degrees"]) < 2
+
+
+def test_a_stream_for_weights_and_sound_beside_it(tmp_path, clip, weights, capsys) -> None:
+    """The stream knows which weights it is for; a wav of 8 kHz in stereo is heard, and what was done to it is said."""
+    with wave.open(str(tmp_path / "talk.wav"), "wb") as sound:
+        sound.setparams((2, 2, 8_000, 0, "NONE", ""))
+        sound.writeframes(np.random.default_rng(0).integers(-9000, 9000, 16_000, dtype=np.int16).tobytes())
+    small = ["--size", 96, "--checkpoint", weights]
+    summary(capsys, "encode", clip, "-o", tmp_path / "a.ffs", *small)
+    told = summary(
+        capsys, "decode", tmp_path / "a.ffs", "-o", tmp_path / "a.mp4", "--sound", tmp_path / "talk.wav", *small
+    )
+    assert told["renderer"] == "headgan" and told["frames"] == 6
+    assert any("8000 Hz resampled to 16000" in note for note in told["notes"])
+    assert any("2 channels averaged" in note for note in told["notes"])
+    copy = tmp_path / "other.safetensors"
+    from safetensors.torch import load_file, save_file
+
+    save_file({name: value + 1e-3 for name, value in load_file(weights).items()}, copy)
+    arguments = [
+        "decode",
+        str(tmp_path / "a.ffs"),
+        "-o",
+        str(tmp_path / "b.mp4"),
+        "--size",
+        "96",
+        "--checkpoint",
+        str(copy),
+    ]
+    assert main(arguments) == 2 and "weights" in capsys.readouterr().err
+    told = summary(capsys, "decode", tmp_path / "a.ffs", "-o", tmp_path / "c.mp4", "--size", 96)
+    assert told["renderer"] == "lifted" and "the stream was made for headgan, lifted draws it" in told["notes"]
 
 
 def test_a_real_clip_there_and_back(tmp_path, capsys) -> None:

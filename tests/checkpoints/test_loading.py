@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fastface
-from fastface.checkpoints import fold_spectral_norm, load_checkpoint, read_state_dict
+from fastface.checkpoints import Layout, fold_spectral_norm, load_checkpoint, loading, read_state_dict, register
 from tests import goldens
 
 NAME = "headgan.discriminator"
@@ -79,6 +79,88 @@ def test_entries_that_do_not_fit_are_summed_up(state) -> None:
         load_checkpoint(state, "headgan.x")
     with pytest.raises(ValueError, match="got 'nobody.generator'"):
         load_checkpoint(state, "nobody.generator")
+
+
+# What tells the configuration of a generator.
+FLOW, RENDER = "flow_network.enc.0.1.0.weight", "rendering_network.cond_enc.0.1.0.weight"
+SHARED, AUDIO = (
+    "rendering_network.cond_dec.0.norm_0.mlp_shared.0.weight",
+    "rendering_network.cond_dec_audio.0.norm1.fc.weight",
+)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({FLOW: [8, 3, 7, 7]}, "flow_network must encode an image and a render, at least 4 channels, got 3"),
+        ({FLOW: [8, 2, 7, 7]}, "flow_network must encode an image and a render, at least 4 channels, got 2"),
+        ({FLOW: [8]}, r"flow_network\.encoder\.layers\.0\.conv\.weight must have 4 dimensions .*, got \[8\]"),
+        ({FLOW: []}, r"must have 4 dimensions with no size 0, got \[\]"),
+        ({FLOW: [0, 6, 7, 7]}, r"must have 4 dimensions with no size 0, got \[0, 6, 7, 7\]"),
+        ({FLOW: [8, 7, 7, 7]}, "rendering_network must encode renders of 4 channels each, got 9"),
+        ({RENDER: [9]}, r"rendering_network\.encoder.* must have 4 dimensions .*, got \[9\]"),
+        ({SHARED: []}, r"shared\.weight must have 4 dimensions with no size 0, got \[\]"),
+        ({AUDIO: [8]}, r"affine\.weight must have 2 dimensions .*, got \[8\]"),
+        ({FLOW: None}, r"flow_network\.encoder\.layers\.0\.conv\.weight is missing"),
+    ],
+)
+def test_a_generator_of_other_shapes(change: dict, message: str) -> None:
+    shapes = {FLOW: [8, 6, 7, 7], RENDER: [8, 9, 7, 7], SHARED: [4, 128, 3, 3], AUDIO: [256, 10]} | change
+    state = {name: torch.zeros(shape) for name, shape in shapes.items() if shape is not None}
+    with pytest.raises(ValueError, match=f"does not fit layout headgan.generator: {message}$") as caught:
+        load_checkpoint(state, "headgan.generator")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "shape, message",
+    [([8, 6, 4, 4], "a discriminator must have at least 2 layers, got 1"), ([8], r"must have 4 dimensions .*\[8\]")],
+)
+def test_a_discriminator_of_other_shapes(shape: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=f"does not fit layout headgan.discriminator: .*{message}$"):
+        load_checkpoint({"discriminator_0.model0.0.weight": torch.zeros(shape)}, NAME)
+
+
+@pytest.mark.parametrize("told", ["first\nsecond", ""])
+def test_what_build_raises_is_told_in_one_line(told: str) -> None:
+    def build(state: object) -> nn.Module:
+        raise ZeroDivisionError(told)
+
+    register(Layout("headgan.of_this_test", build, [("x", "x")]))
+    try:
+        with pytest.raises(ValueError) as caught:
+            load_checkpoint({"x": torch.zeros(1)}, "headgan.of_this_test")
+    finally:
+        del loading._layouts["headgan.of_this_test"]
+    reason = "first" if told else "ZeroDivisionError"
+    assert str(caught.value) == f"the state dict does not fit layout headgan.of_this_test: {reason}"
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({0: torch.zeros(1)}, "the state dict must map names to tensors, got 0: Tensor"),
+        ({"epoch": 3}, "the state dict must map names to tensors, got 'epoch': int"),
+        ({"model": {"x": torch.zeros(1)}}, "the state dict must map names to tensors, got 'model': dict"),
+    ],
+)
+def test_entries_that_are_no_names_and_tensors(state, change: dict, message: str, tmp_path) -> None:
+    with pytest.raises(TypeError, match=message):
+        load_checkpoint({**state, **change}, NAME)
+    with pytest.raises(TypeError, match="source must be a path or a state dict, got Linear"):
+        load_checkpoint(nn.Linear(2, 2), NAME)
+    torch.save({0: torch.zeros(1)}, tmp_path / "numbered.pth")
+    with pytest.raises(ValueError, match="numbered.pth must hold a state dict, got dict"):
+        load_checkpoint(tmp_path / "numbered.pth", NAME)
+
+
+@pytest.mark.parametrize("shapes", [([4, 3], [4], [4]), ([4, 3], [3], [3]), ([4], [4], [1]), ([], [], [1])])
+def test_spectral_norm_of_other_shapes(shapes: tuple[list[int], ...]) -> None:
+    names = ("a.weight_orig", "a.weight_u", "a.weight_v")
+    state = {name: torch.ones(shape) for name, shape in zip(names, shapes, strict=True)}
+    with pytest.raises(ValueError, match=r"a\.weight_orig, a\.weight_u and a\.weight_v must be \[K, \.\.\.\]"):
+        fold_spectral_norm(state)
 
 
 class _Code:

@@ -77,6 +77,37 @@ def test_other_types_take_the_definition() -> None:
     assert torch.allclose(module.double()(x.double()), conv.double()(x.double()), atol=1e-6)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradients_reach_the_input(bias: bool) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(5, 6, 3, padding=1, bias=bias).requires_grad_(False)
+    module, x = WinogradConv2d(conv), torch.randn(2, 5, 7, 9, requires_grad=True)
+    weights = torch.randn(2, 6, 7, 9)
+    (found,) = torch.autograd.grad((module(x) * weights).sum(), x)
+    (expected,) = torch.autograd.grad((conv(x) * weights).sum(), x)
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert torch.allclose(module(x), conv(x), atol=1e-5)
+    with torch.no_grad():
+        assert torch.equal(module(x), module(x.detach())) and not module(x).requires_grad
+
+
+@pytest.mark.parametrize("size", [(0, 5, 7, 9), (5, 7, 9)], ids=str)
+def test_without_a_batch(size: tuple[int, ...]) -> None:
+    conv, x = nn.Conv2d(5, 6, 3, padding=1).requires_grad_(False), torch.randn(size)
+    expected = conv(x)
+    found = WinogradConv2d(conv)(x)
+    assert found.shape == expected.shape and torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("requires_grad", [True, False])
+@pytest.mark.parametrize("size", [(1, 4, 7, 9), (0, 6, 7, 9), (5, 9), (4, 7, 9), (1, 5, 1, 7, 9)], ids=str)
+def test_other_shapes_are_told(size: tuple[int, ...], requires_grad: bool) -> None:
+    module = WinogradConv2d(nn.Conv2d(5, 6, 3, padding=1).requires_grad_(False))
+    with pytest.raises(ValueError) as caught:
+        module(torch.zeros(size, requires_grad=requires_grad))
+    assert str(caught.value) == f"x must be [B, 5, H, W] or [5, H, W], got {list(size)}"
+
+
 def test_without_the_native_module(monkeypatch: pytest.MonkeyPatch) -> None:
     module, x = WinogradConv2d(nn.Conv2d(4, 6, 3, padding=1).requires_grad_(False)), torch.randn(2, 4, 7, 6)
     expected = module(x)

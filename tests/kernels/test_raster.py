@@ -246,6 +246,21 @@ def test_skipped_triangles(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("per", PER)
+def test_wide_indices_do_not_wrap(per: str, backend: str) -> None:
+    vertices = torch.tensor([[[0.0, 0, 1], [9, 0, 1], [0, 9, 1], [9, 9, 1]]])
+    good = [[0, 1, 2], [1, 3, 2]]
+    bad = [[0, 1, wide] for wide in (2 + 2**32, 2 - 2**32, 4, 2**31, -(2**31), 2**63 - 1, -(2**63), 2**40 + 2)]
+    triangles = torch.tensor(bad + good)  # the wrong ones first: drawn, they would be seen
+    attributes = torch.rand(len(triangles) if per == "triangle" else 4, 2)
+    drawn = ops.rasterize(vertices, triangles, attributes, (8, 8), per=per, backend=backend)
+    assert drawn.skipped.tolist() == [len(bad)]
+    assert set(drawn.triangle.unique().tolist()) == {len(bad), len(bad) + 1}
+    differentiable = ops.rasterize(vertices, triangles, attributes.requires_grad_(), (8, 8), per=per)
+    assert torch.equal(differentiable.triangle, drawn.triangle) and torch.equal(differentiable.skipped, drawn.skipped)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("per", PER)
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_attributes_that_are_no_numbers_stay_in_their_triangles(value: float, per: str, backend: str) -> None:
     case = inputs("rasterize", "odd", per=per)

@@ -180,9 +180,46 @@ def test_variants(change: dict) -> None:
     assert ("adain" in names) == (change != {"audio": 0})
 
 
+def ends_in_its_convolution(block: SPADEBlock) -> bool:
+    """Whether what the last convolution gives is the block's output itself, nothing added."""
+    given: list[Tensor] = []
+    hook = block.conv1.register_forward_hook(lambda *seen: given.append(seen[-1]))
+    channels, inputs = block.conv0.in_channels, block.norm0.shared.in_channels
+    output = block(torch.zeros(1, channels, 8, 8, device="meta"), torch.zeros(1, inputs, 8, 8, device="meta"))
+    hook.remove()
+    return output is given[0]
+
+
 def test_the_paper_as_printed() -> None:
-    config = GeneratorConfig.paper()
-    assert (config.hidden, config.mask, config.residual, config.face_first) == (128, False, False, False)
+    with torch.device("meta"):
+        paper, code = Generator(GeneratorConfig.paper()), Generator()
+    for generator, hidden, printed in ((paper, 128, True), (code, 256, False)):
+        blocks = [module for module in generator.modules() if isinstance(module, SPADEBlock)]
+        assert len(blocks) == 8
+        assert {norm.shared.out_channels for block in blocks for norm in (block.norm0, block.norm1)} == {hidden}
+        assert {ends_in_its_convolution(block) for block in blocks} == {printed}
+        assert any("to_mask" in name for name, _ in generator.named_parameters()) != printed
+        generator.flow_network.encoder = nn.Identity()
+        image, face = torch.rand(1, 3, 8, 12), torch.rand(1, 3, 8, 12)
+        pair = (image, face) if printed else (face, image)
+        assert torch.equal(generator.encode(image, face).features, torch.cat(pair, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("wide_flow", [False, True])
+def test_warp_samples_in_wide_coordinates(dtype: torch.dtype, wide_flow: bool) -> None:
+    torch.manual_seed(0)
+    image, flow = torch.rand(2, 3, 256, 256).to(dtype), (5 * torch.randn(2, 2, 256, 256)).to(dtype)
+    expected = warp(image.float(), flow.float())
+    found = warp(image, flow.float() if wide_flow else flow)
+    assert found.dtype == dtype
+    # Half a unit in the last place of a number below 1; float64 differs by what float32's coordinates lose.
+    limit = torch.finfo(dtype).eps / 4 if dtype != torch.float64 else 1e-4
+    assert (found - expected).abs().max() <= limit
+    half = warp(image, torch.zeros_like(flow) + 0.5)[..., :-1, :-1].double()
+    wide = image.double()
+    mean = (wide[..., :-1, :-1] + wide[..., :-1, 1:] + wide[..., 1:, :-1] + wide[..., 1:, 1:]) / 4
+    assert (half - mean).abs().max() <= limit + 1e-4
 
 
 def test_the_order_of_the_reference_matters() -> None:
@@ -247,6 +284,26 @@ def test_generator_loss_adds_up_and_trains() -> None:
     with pytest.raises(ValueError, match="person must be None"):
         no_mask = run(GeneratorConfig(**SMALL, mask=False))[2]
         losses.generator_loss(no_mask, no_mask.image, fakes=[fakes], reals=[reals], person=torch.ones(1, 1, *size))
+
+
+def test_masked_l1_is_the_mean_over_all_pixels() -> None:
+    torch.manual_seed(0)
+    image, target, mask = torch.rand(2, 3, 7, 10), torch.rand(2, 3, 7, 10), torch.zeros(2, 1, 7, 10)
+    mask[..., :5] = 1
+    seen = (image - target)[..., :5].abs()
+    assert losses.masked_l1(image, target, mask).item() == pytest.approx(seen.mean().item() / 2)
+    assert losses.masked_l1(image, target).item() == pytest.approx((image - target).abs().mean().item())
+
+
+def test_angles_differ_the_short_way_round() -> None:
+    truth = torch.tensor([[179.0, -170.0, 10.0], [0.0, -90.0, 350.0]])
+    angles = torch.tensor([[-179.0, 170.0, 15.0], [180.0, 90.0, -10.0]])
+    assert metrics.ard(angles, truth) == metrics.ard(truth, angles) == pytest.approx((2 + 20 + 5 + 180 + 180 + 0) / 6)
+    assert metrics.ard(angles + 720, truth) == pytest.approx(metrics.ard(angles, truth))
+    assert metrics.are(torch.tensor([[359.0, -358.0, 180.0]])) == pytest.approx((1 + 2 + 180) / 3)
+    assert np.isnan(metrics.are(torch.tensor([[float("nan"), 0.0, 0.0]])))
+    with pytest.raises(ValueError, match="there must be at least one frame, got none"):
+        metrics.are(torch.zeros(0, 3))
 
 
 def test_metrics() -> None:

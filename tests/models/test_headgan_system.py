@@ -121,7 +121,7 @@ def test_with_a_sketch(detector) -> None:
 
 
 def test_bad_arguments(system, source) -> None:
-    with pytest.raises(ValueError, match=r"parameters must be \[B, T, expressions \+ 7\], got \[1, 35\]"):
+    with pytest.raises(ValueError, match=r"\[B, T, expressions \+ 7\] with no size 0, got \[1, 35\]"):
         HeadGANMotion(torch.zeros(1, 35))
     with pytest.raises(ValueError, match=r"parameters must be \[B, T, 35\], got \[1, 1, 20\]"):
         system.render(source, HeadGANMotion(torch.ones(1, 1, 20)))
@@ -193,16 +193,50 @@ def test_nobody_in_the_video(detector) -> None:
 
 def test_live(system, source, detector) -> None:
     """One frame in, one motion out; a frame without a face repeats the last."""
-    driver = LiveDriver(source.parameters, FaceTracker(system.model, detector), smoothing=0)
+    driver = LiveDriver(source.parameters, FaceTracker(system.model, detector), smoothing=0, relative=True)
     image = shown(source.portrait)
-    first = driver(image, 0.0)
-    assert first.parameters.shape == (1, 2, 35)
-    camera = FaceParameters.of_vector(first.parameters[:, -1], source.parameters.identity).camera
-    assert float(camera.scale) == pytest.approx(float(source.parameters.camera.scale), rel=1e-4)
-    missing = driver(np.zeros_like(image), 0.04)
-    assert missing.parameters.shape == (1, 3, 35) and torch.equal(missing.parameters[0, -1], missing.parameters[0, -2])
+    nobody = np.zeros_like(image)
+    assert torch.equal(driver(nobody, 0.0).parameters[:, 0], source.parameters.vector)
+    first = driver(image, 0.04)
+    assert first.parameters.shape == (1, 1, 35)
+    found = FaceParameters.of_vector(first.parameters[:, -1], source.parameters.identity)
+    assert float(found.camera.scale) == pytest.approx(float(source.parameters.camera.scale), rel=1e-4)
+    assert torch.allclose(found.expression, source.parameters.expression)
+    missing = driver(nobody, 0.08)
+    assert missing.parameters.shape == (1, 2, 35) and torch.equal(missing.parameters[0, -1], missing.parameters[0, -2])
     with pytest.raises(ValueError, match="smoothing must be at least 0, got -1"):
         LiveDriver(source.parameters, smoothing=-1)
+
+
+def test_live_agrees_with_the_whole_track(system, source, track, detector) -> None:
+    """The same frames give the same expressions and turns; the place differs by statistics of the future."""
+    driver = LiveDriver(source.parameters, FaceTracker(system.model, detector), smoothing=0)
+    frames = [shown(system.render(source, HeadGANMotion.of(turn(source.parameters, system.model, yaw=4.0 * i))))
+              for i in range(3)]  # fmt: skip
+    live = torch.cat([driver(frame, i / 25).parameters[:, -1] for i, frame in enumerate(frames)])
+    tracker = FaceTracker(system.model, detector)
+    whole = track_faces([(frame, i / 25) for i, frame in enumerate(frames)], tracker).adapted(source.parameters)
+    assert torch.allclose(live[:, :28], whole.vectors[:, :28], atol=1e-5)
+    assert torch.allclose(live[:, 29:32], whole.vectors[:, 29:32], atol=1e-5)
+
+
+def test_a_source_belongs_to_its_system(system, source, with_weights) -> None:
+    with pytest.raises(ValueError, match="prepared for headgan at size 128, got one for lifted at size 384"):
+        with_weights.render(source, HeadGANMotion.of(source.parameters))
+    with pytest.raises(ValueError, match="smoothing must be at least 0, got nan"):
+        FaceTrack(*[torch.zeros(1, 35)] * 4).smoothed(float("nan"))
+
+
+def test_a_model_with_the_68_landmarks_alone(detector, source) -> None:
+    """They carry the dense points over from the built-in head; a model with neither is refused."""
+    from dataclasses import replace as change
+
+    head = built_in_head()
+    tracker = FaceTracker(change(head, dense=None), detector)
+    found = tracker(shown(source.portrait)).camera.angles
+    assert metrics.ard(found, source.parameters.camera.angles) < 3
+    with pytest.raises(ValueError, match="must have dense points or the 68 landmarks to fit a face, got neither"):
+        HeadGAN(model=change(head, dense=None, landmarks68=None), landmarks=detector)
 
 
 def test_lifted_sees_the_same_directions() -> None:

@@ -56,7 +56,8 @@ class FaceStreamReport:
         return "\n".join(
             [
                 f"{self.frames} frames in {self.packets} packets, {self.seconds:.2f} s",
-                f"header {self.header_bytes} bytes, once",
+                f"header with reference {self.header_bytes} bytes, once: "
+                f"{0.008 * self.header_bytes / self.seconds:.2f} kbit/s over this stream",
                 f"payload {self.payload_kbps:.2f} kbit/s, with IP, UDP and RTP {self.wire_kbps:.2f} kbit/s",
                 f"bits per frame: {groups}, packets' framing {framing / self.frames:.1f}",
                 f"key frames take {self.key_bits / (8 * self.payload_bytes):.1%} of the payload",

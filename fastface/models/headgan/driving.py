@@ -49,8 +49,9 @@ class FaceTrack:
         return FaceParameters.of_vector(self.vectors, self.identity)
 
     def smoothed(self, strength: float = 1.0) -> FaceTrack:
-        """Calmed by the One-Euro filter; 0 leaves it as it is, 1 suits MediaPipe."""
-        if not strength > 0:
+        """Calmed by the One-Euro filter; 0 leaves it as it is, 1 suits MediaPipe. Raises ValueError below 0."""
+        _check_smoothing(strength)
+        if strength == 0:
             return self
         calm = _filter(self.vectors.shape[1], float(self.vectors[:, -7].median()), strength)
         rows = [calm(row.numpy(), float(t)) for row, t in zip(self.vectors, self.seconds, strict=True)]
@@ -110,34 +111,52 @@ class LiveDriver:
     Args:
         reference: the source's parameters, in pixels of its crop.
         tracker: follows the driver.
-        smoothing: as in `FaceTrack.smoothed`.
+        smoothing, relative: as in `FaceTrack`.
     """
 
     def __init__(
-        self, reference: FaceParameters, tracker: FaceTracker | None = None, *, smoothing: float = 1.0
+        self,
+        reference: FaceParameters,
+        tracker: FaceTracker | None = None,
+        *,
+        smoothing: float = 1.0,
+        relative: bool = False,
     ) -> None:
-        if not smoothing >= 0:
-            raise ValueError(f"smoothing must be at least 0, got {smoothing}")
+        _check_smoothing(smoothing)
         self.tracker = tracker or FaceTracker()
+        self._reference, self._smoothing, self._relative = reference, smoothing, relative
         self._adapt = CameraAdapter(reference.camera)
-        self._smoothing = smoothing
         self._calm: OneEuro | None = None
-        self._history: deque[Tensor] = deque([reference.vector[0]], maxlen=_FRAMES)
+        self._neutral: Tensor | None = None
+        self._history: deque[Tensor] = deque(maxlen=_FRAMES)
 
     def __call__(self, frame: Image, seconds: float, audio: Tensor | None = None) -> HeadGANMotion:
-        """The motion of one frame; without a face in it, the last one's."""
+        """The motion of one frame; without a face in it the last one's, at first the reference itself."""
         parameters = self.tracker(frame)
         if parameters is not None:
-            vector = parameters.vector[0]
-            if self._smoothing > 0:
-                if self._calm is None:
-                    self._calm = _filter(len(vector), float(parameters.camera.scale), self._smoothing)
-                vector = torch.from_numpy(self._calm(vector.numpy(), seconds))
-            camera = self._adapt(Camera.of_vector(vector[None, -7:]))
-            self._history.append(torch.cat([vector[:-7], camera.vector[0]]))
-        else:
+            self._history.append(self._carried(parameters.vector[0], seconds))
+        elif self._history:
             self._history.append(self._history[-1])
-        return HeadGANMotion(torch.stack(list(self._history))[None], None if audio is None else audio[None])
+        history = list(self._history) or [self._reference.vector[0]]
+        return HeadGANMotion(torch.stack(history)[None], None if audio is None else audio[None])
+
+    def _carried(self, vector: Tensor, seconds: float) -> Tensor:
+        """A frame's vector, smoothed and adapted to the source."""
+        if self._smoothing > 0:
+            if self._calm is None:
+                self._calm = _filter(len(vector), float(vector[-7]), self._smoothing)
+            vector = torch.from_numpy(self._calm(vector.numpy(), seconds))
+        expression = vector[:-7]
+        if self._neutral is None:
+            self._neutral = expression
+        if self._relative:
+            expression = self._reference.expression[0] + expression - self._neutral
+        return torch.cat([expression, self._adapt(Camera.of_vector(vector[None, -7:])).vector[0]])
+
+
+def _check_smoothing(strength: float) -> None:
+    if not strength >= 0:
+        raise ValueError(f"smoothing must be at least 0, got {strength}")
 
 
 def _filter(count: int, scale: float, strength: float) -> OneEuro:

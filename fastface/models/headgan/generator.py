@@ -299,17 +299,21 @@ class Generator(nn.Module):
 
 
 def warp(image: Tensor, flow: Tensor) -> Tensor:
-    """``out(y, x) = image(y + flow_y, x + flow_x)``, bilinear, the border repeated: ``[B, C, H, W]``.
+    """``out(y, x) = image(y + flow_y, x + flow_x)``, bilinear, the border repeated: ``[B, C, H, W]``, dtype of `image`.
 
     Args:
         flow: ``[B, 2, H, W]`` in pixels, x then y.
     """
     height, width = image.shape[2:]
-    x = torch.arange(width, device=flow.device, dtype=flow.dtype) + flow[:, 0]
-    y = torch.arange(height, device=flow.device, dtype=flow.dtype)[:, None] + flow[:, 1]
+    # In 256 pixels, coordinates of bfloat16 would step by a whole pixel, those of float16 by a sixteenth.
+    wide = torch.promote_types(torch.promote_types(image.dtype, flow.dtype), torch.float32)
+    flow = flow.to(wide)
+    x = torch.arange(width, device=flow.device, dtype=wide) + flow[:, 0]
+    y = torch.arange(height, device=flow.device, dtype=wide)[:, None] + flow[:, 1]
     # Divisor 1 for the axis of size 1, where any coordinate is the one pixel.
     grid = torch.stack([2 * x / max(width - 1, 1) - 1, 2 * y / max(height - 1, 1) - 1], -1)
-    return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=True)
+    sampled = F.grid_sample(image.to(wide), grid, mode="bilinear", padding_mode="border", align_corners=True)
+    return sampled.to(image.dtype)
 
 
 def _expect(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:

@@ -75,7 +75,10 @@ def feature_loss(features: Features, image: Tensor, target: Tensor) -> Tensor:
 
 
 def masked_l1(image: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Equation (6), ``E|image - target|``; with `mask` ``[B, 1, H, W]`` over the pixels where it is 1 alone."""
+    """Equation (6), ``E|image - target|``; with `mask` ``[B, 1, H, W]`` it is ``E|mask · image - mask · target|``.
+
+    The mean is over all pixels, as in the published code: those outside of the mask count, as equal.
+    """
     if mask is None:
         return F.l1_loss(image, target)
     return F.l1_loss(image * mask, target * mask)
@@ -98,7 +101,7 @@ def generator_loss(
         target: the true frame ``[B, 3, H, W]`` in [-1, 1].
         fakes, reals: maps of each discriminator, D and where there is one D_m, on the generated and on the true frame.
         features: gives the feature maps of equation (7); without it those terms are left out.
-        face: ``[B, 1, H, W]``, 1 where the render shows a face: the pixel losses are taken there alone.
+        face: ``[B, 1, H, W]``, 1 where the render shows a face: the mask of the pixel losses, see `masked_l1`.
         person: ``[B, 1, H, W]`` in [0, 1], what the mask head should give; without it that term is left out.
 
     Raises:

@@ -28,14 +28,18 @@ def psnr(frames: Tensor, truth: Tensor) -> float:
 
 
 def ard(angles: Tensor, truth: Tensor) -> float:
-    """Average rotation distance: the mean ``|angles - truth|`` of Euler angles ``[N, 3]``, in their unit (degrees)."""
+    """Average rotation distance in degrees: the mean ``|angles - truth|`` of Euler angles ``[N, 3]`` in degrees.
+
+    A difference is taken the short way round, modulo 360 into [-180, 180].
+    """
     _same_shape(angles, truth)
-    return float((angles.double() - truth.double()).abs().mean())
+    difference = angles.double() - truth.double()
+    return float((torch.remainder(difference + 180, 360) - 180).abs().mean())
 
 
 def are(angles: Tensor) -> float:
-    """Average rotation error: the mean ``|angle|`` of Euler angles ``[N, 3]`` from the frontal pose, in their unit."""
-    return float(angles.double().abs().mean())
+    """Average rotation error in degrees: `ard` of Euler angles ``[N, 3]`` in degrees from the frontal pose, 0."""
+    return ard(angles, torch.zeros_like(angles))
 
 
 def au_hamming(units: Tensor, truth: Tensor) -> float:

@@ -9,6 +9,8 @@ Source: HeadGAN (arXiv 2012.08261), section 3 and figure 2.
 
 from __future__ import annotations
 
+import itertools
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -29,6 +31,7 @@ from fastface.face import (
     largest_face,
     rotation_matrix,
     scaled,
+    trackable,
 )
 from fastface.models import lifted
 from fastface.models.headgan.generator import Encoding, Generator
@@ -39,6 +42,7 @@ __all__ = ["HeadGAN", "HeadGANMotion", "HeadGANSource"]
 # Side of the crop in sides of the face's box: the margin of 100 pixels in 256 that the published weights know; more for
 # `lifted`, which wants to see what surrounds the head.
 _CROPS = {"headgan": 256 / 156, "lifted": 2.2}
+_KEPT = 8  # drawn faces; a frame needs its own and the two before it
 _FLIP = (1.0, -1.0, -1.0)  # from the directions of model space to those of the image
 
 
@@ -77,8 +81,10 @@ class HeadGANMotion:
     audio: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.parameters.dim() != 3 or self.parameters.shape[1] < 1:
-            raise ValueError(f"parameters must be [B, T, expressions + 7], got {list(self.parameters.shape)}")
+        if self.parameters.dim() != 3 or 0 in self.parameters.shape:
+            raise ValueError(
+                f"parameters must be [B, T, expressions + 7] with no size 0, got {list(self.parameters.shape)}"
+            )
         if not torch.isfinite(self.parameters).all():
             raise ValueError("parameters must be finite")
         if self.audio is not None and (self.audio.dim() != 2 or len(self.audio) != len(self.parameters)):
@@ -94,13 +100,17 @@ class HeadGAN:
     """The system: `prepare` once per portrait, `render` per frame.
 
     Args:
-        generator: trained weights, from ``load_checkpoint(path, "headgan.generator")``, or optimised; None renders
-            with `lifted`.
-        model: the morphable model; the built-in head by default. A generator wants the one it was trained with.
+        generator: trained weights, from ``load_checkpoint(path, "headgan.generator")``, or optimised, on any device;
+            None renders with `lifted`, on the CPU.
+        model: the morphable model; the built-in head by default. A generator wants the one it was trained with. One
+            without dense points gets them by its 68 landmarks.
         landmarks: the detector for portraits; MediaPipe's by default.
         size: side of the frames in pixels, a multiple of 4.
         face: how the generator sees the 3D face: "pncc", or "sketch", the paper's variant with landmarks.
-        backend: of the ops.
+        backend: of the ops, those of the generator included.
+
+    Raises:
+        ValueError: a size or a `face` that there is not, or a model that cannot be fitted to faces.
     """
 
     def __init__(
@@ -118,12 +128,19 @@ class HeadGAN:
         if size < 64 or size % 4:
             raise ValueError(f"size must be a multiple of 4, at least 64, got {size}")
         self.generator, self.size = generator, size
-        self.model = model or built_in_head()
+        self.model = trackable(model or built_in_head())
+        self.device = torch.device("cpu")
+        if generator is not None:
+            self.device = next(itertools.chain(generator.parameters(), generator.buffers())).device
+            for part in generator.modules():
+                if backend is not None and hasattr(part, "backend"):
+                    setattr(part, "backend", backend)  # noqa: B010, the type checker knows no attribute of a Module
         self.landmarks = landmarks or MediaPipeLandmarks()
-        area = size, size
+        area, there = (size, size), self.model.to(self.device)
         self._draw: Callable[[FaceParameters], Tensor] = (
-            PNCC(self.model, area, backend=backend) if face == "pncc" else LandmarkSketch(self.model, area)
+            PNCC(there, area, backend=backend) if face == "pncc" else LandmarkSketch(there, area)
         )
+        self._drawn: OrderedDict[bytes, Tensor] = OrderedDict()
         self._lifted = (
             None
             if generator
@@ -162,11 +179,11 @@ class HeadGAN:
             crop, box = resized(portrait, self.size), (0, 0, side)
             parameters = replace(parameters, camera=scaled(parameters.camera, self.size / side))
         image = torch.from_numpy(crop).permute(2, 0, 1)[None].float() / 255
-        render = self._draw(parameters)
+        render = self._faces(parameters)
         encoding, moving = None, None
         if self.generator is not None:
             with torch.inference_mode():
-                encoding = self.generator.encode(image * 2 - 1, render)
+                encoding = self.generator.encode((image * 2 - 1).to(self.device), render)
         else:
             assert self._lifted is not None
             moving = self._lifted.prepare(crop)
@@ -189,17 +206,39 @@ class HeadGAN:
 
     def draw(self, source: HeadGANSource, motion: HeadGANMotion) -> Tensor:
         """The driving face on the source's identity, ``[B, 3, S, S]`` in [0, 1]: the newest frame of the motion."""
-        return self._draw(FaceParameters.of_vector(motion.parameters[:, -1], source.parameters.identity))
+        return self._faces(FaceParameters.of_vector(motion.parameters[:, -1], source.parameters.identity))
 
     def render(self, source: HeadGANSource, motion: HeadGANMotion) -> Tensor:
         """Frames ``[B, 3, S, S]`` in [0, 1]."""
         expected = self.model.expressions + 7
         if motion.parameters.shape[2] != expected:
             raise ValueError(f"parameters must be [B, T, {expected}], got {list(motion.parameters.shape)}")
+        if source.portrait.shape[-1] != self.size or (source.moving is None) != (self.generator is not None):
+            made = "headgan" if source.moving is None else "lifted"
+            raise ValueError(
+                f"source must be prepared for {self.renderer} at size {self.size}, "
+                f"got one for {made} at size {source.portrait.shape[-1]}"
+            )
         if self.generator is not None:
             return self._generate(source, motion)
         assert self._lifted is not None and source.moving is not None
         return self._lifted.render(source.moving, self._as_lifted(source, motion))
+
+    def _faces(self, parameters: FaceParameters) -> Tensor:
+        """The 3D faces drawn, ``[N, 3, S, S]``; the last few are kept, as the next frame looks back at them."""
+        rows = torch.cat([parameters.identity, parameters.vector], 1).cpu()
+        keys = [row.numpy().tobytes() for row in rows]
+        new = [index for index, key in enumerate(keys) if key not in self._drawn]
+        if new:
+            wanted = FaceParameters.of_vector(
+                parameters.vector[new].to(self.device), parameters.identity[new].to(self.device)
+            )
+            for index, image in zip(new, self._draw(wanted), strict=True):
+                self._drawn[keys[index]] = image
+        images = torch.stack([self._drawn[key] for key in keys])
+        while len(self._drawn) > _KEPT:
+            self._drawn.popitem(last=False)
+        return images
 
     @torch.inference_mode()
     def _generate(self, source: HeadGANSource, motion: HeadGANMotion) -> Tensor:
@@ -209,11 +248,12 @@ class HeadGAN:
         history = motion.parameters[:, -config.frames :]
         missing = history[:, :1].expand(-1, config.frames - history.shape[1], -1)
         history = torch.cat([missing, history], 1).flatten(0, 1)
-        faces = self._draw(FaceParameters.of_vector(history, source.parameters.identity))
+        faces = self._faces(FaceParameters.of_vector(history, source.parameters.identity))
         audio = motion.audio
         if config.audio and audio is None:
             audio = torch.zeros(batch, config.audio)
-        frames = self.generator(source.encoding, faces.unflatten(0, (batch, -1)).flatten(1, 2), audio)
+        heard = None if audio is None else audio.to(self.device)
+        frames = self.generator(source.encoding, faces.unflatten(0, (batch, -1)).flatten(1, 2), heard)
         return (frames.image + 1) / 2
 
     def _as_lifted(self, source: HeadGANSource, motion: HeadGANMotion) -> lifted.Motion:
