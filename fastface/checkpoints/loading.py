@@ -137,7 +137,7 @@ def _checked(source: object) -> StateDict:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _examples(names: Sequence[str], count: int = 3) -> str:
@@ -172,7 +172,7 @@ def _reason(path: Path, error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError) and wanted:
         return f"is refused: it holds more than tensors and asks for {wanted[1]}"
     if path.suffix == ".safetensors" or zipfile.is_zipfile(path):
-        return f"cannot be read: {_first_line(error)[:200]}"
+        return f"cannot be read: {_first_line(error)}"
     return "is truncated, or no file of torch.save"
 
 

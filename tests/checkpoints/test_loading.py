@@ -107,7 +107,7 @@ SHARED, AUDIO = (
 def test_a_generator_of_other_shapes(change: dict, message: str) -> None:
     shapes = {FLOW: [8, 6, 7, 7], RENDER: [8, 9, 7, 7], SHARED: [4, 128, 3, 3], AUDIO: [256, 10]} | change
     state = {name: torch.zeros(shape) for name, shape in shapes.items() if shape is not None}
-    with pytest.raises(ValueError, match=f"does not fit layout headgan.generator: {message}$") as caught:
+    with pytest.raises(ValueError, match=f"does not fit layout headgan.generator: .*{message}$") as caught:
         load_checkpoint(state, "headgan.generator")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
 
