@@ -7,6 +7,7 @@
 
 #include "bind_common.h"
 #include "cpu_features.h"
+#include "cpu_memory.h"
 #include "raster_cpu.h"
 #include "spade_cpu.h"
 #include "warp_cpu.h"
@@ -75,14 +76,24 @@ void run_warp(const std::string& name, const warp::PyParams& arguments, int thre
                                          {"compose_flow", CpuOp::kComposeFlow},
                                          {"compose_volumes", CpuOp::kComposeVolumes},
                                          {"motion_field", CpuOp::kMotionField}});
-  run_tier(threads, FASTFACE_TIERS(warp, run), op, warp::to_params(arguments));
+  const warp::Params params = warp::to_params(arguments);
+  if (op != CpuOp::kMotionField) {
+    const int64_t channels =
+        op == CpuOp::kPackMotions ? (params.keypoints + 1) * (params.channels + 1) : params.channels;
+    advise_large_pages<5>(params.out, {params.batch, channels, params.depth, params.height, params.width});
+  }
+  run_tier(threads, FASTFACE_TIERS(warp, run), op, params);
 }
 
 void run_spade(const std::string& name, const spade::PyParams& arguments, int threads) {
   using spade::CpuOp;
   const CpuOp op =
       find_op<CpuOp>(name, {{"modulated_norm", CpuOp::kModulatedNorm}, {"instance_stats", CpuOp::kInstanceStats}});
-  run_tier(threads, FASTFACE_TIERS(spade, run), op, spade::to_params(arguments));
+  const spade::Params params = spade::to_params(arguments);
+  if (op == CpuOp::kModulatedNorm) {
+    advise_large_pages<4>(params.out, {params.batch, params.channels, params.height, params.width});
+  }
+  run_tier(threads, FASTFACE_TIERS(spade, run), op, params);
 }
 
 void run_raster(const raster::PyParams& arguments, int threads) {

@@ -48,12 +48,7 @@ class SpadeCall:
     eps: float = 1e-5
     activation: str | None = None
     slope: float = 0.2
-
-    @property
-    def scale(self) -> int:
-        """s of H = s h: how many pixels across share one entry of a modulation map; 0 for one per channel or none."""
-        modulation = self.gamma if self.gamma is not None else self.beta
-        return 0 if modulation is None or modulation.dim() == 2 else self.x.shape[2] // modulation.shape[2]
+    scale: int = 0  # s of H = s h: pixels across that share one entry of a map; 0 for one per channel or none
 
 
 def modulated_norm(
@@ -161,17 +156,29 @@ def _check_image(name: str, image: Tensor) -> None:
 
 def _check_modulation(name: str, modulation: Tensor, x: Tensor) -> None:
     _checks.dense(name, modulation)
-    batch, channels, height, width = x.shape
-    expected = f"[{batch}, {channels}] or [{batch}, {channels}, h, w] with s h = {height} and s w = {width}"
-    if modulation.dim() not in (2, 4) or list(modulation.shape[:2]) != [batch, channels]:
-        raise ValueError(f"{name} must be {expected}, got {list(modulation.shape)}")
+    if not _spreads(modulation, x):
+        batch, channels, height, width = x.shape
+        raise ValueError(
+            f"{name} must be [{batch}, {channels}] or [{batch}, {channels}, h, w] with s h = {height} and "
+            f"s w = {width} for one whole s, got {list(modulation.shape)}"
+        )
     if modulation.dim() == 4:
-        h, w = modulation.shape[2:]
-        if h < 1 or w < 1 or height % h or width % w or height // h != width // w:
-            raise ValueError(f"{name} must be {expected} for one whole s, got {list(modulation.shape)}")
         _checks.same_dtype(name, modulation, "x", x)
     _checks.floating(name, modulation)
     _checks.same_device(name, modulation, "x", x)
+
+
+def _spreads(modulation: Tensor, x: Tensor) -> bool:
+    """Whether gamma or beta of that shape can be spread over `x`."""
+    shape, (batch, channels, height, width) = modulation.shape, x.shape
+    if shape == x.shape:
+        return True
+    if len(shape) not in (2, 4) or shape[0] != batch or shape[1] != channels:
+        return False
+    if len(shape) == 2:
+        return True
+    h, w = shape[2:]
+    return h >= 1 and w >= 1 and height % h == 0 and width % w == 0 and height // h == width // w
 
 
 # The registered ops: one node each for torch.compile, torch.export and CUDA graphs.
@@ -216,7 +223,12 @@ def _make_call(
         eps=eps,
         activation=activation,
         slope=slope,
+        scale=_scale(x, beta if gamma is None else gamma),
     )
+
+
+def _scale(x: Tensor, modulation: Tensor | None) -> int:
+    return 0 if modulation is None or modulation.dim() == 2 else x.shape[2] // modulation.shape[2]
 
 
 def _modulated_norm_impl(
