@@ -23,6 +23,21 @@ _FLIP = (1.0, -1.0, -1.0)
 _WINDOW = 15
 
 
+def _bar_itzhack() -> list[list[float]]:
+    """What each of the nine entries of a rotation matrix adds to the 16 of the symmetric matrix of its quaternion."""
+    xx, xy, xz, yx, yy, yz, zx, zy, zz = range(9)
+    sums = (
+        ({xx: 1, yy: -1, zz: -1}, {yx: 1, xy: 1}, {zx: 1, xz: 1}, {zy: 1, yz: -1}),
+        ({yx: 1, xy: 1}, {yy: 1, xx: -1, zz: -1}, {zy: 1, yz: 1}, {xz: 1, zx: -1}),
+        ({zx: 1, xz: 1}, {zy: 1, yz: 1}, {zz: 1, xx: -1, yy: -1}, {yx: 1, xy: -1}),
+        ({zy: 1, yz: -1}, {xz: 1, zx: -1}, {yx: 1, xy: -1}, {xx: 1, yy: 1, zz: 1}),
+    )
+    return [[float(each.get(entry, 0)) for row in sums for each in row] for entry in range(9)]
+
+
+_BAR_ITZHACK = torch.tensor(_bar_itzhack(), dtype=torch.float64)
+
+
 @dataclass(frozen=True)
 class Camera:
     """A batch, or a sequence, of cameras.
@@ -96,13 +111,8 @@ def rotation_vector(matrix: Tensor) -> Tensor:
 
     The quaternion is the dominant eigenvector of a symmetric 4x4 matrix (Bar-Itzhack 2000), sound at every angle.
     """
-    eye = torch.eye(3, dtype=matrix.dtype, device=matrix.device)
-    trace = (matrix * eye).sum((-2, -1), keepdim=True)
-    turned = matrix - matrix.mT
-    twist = torch.stack([turned[..., 2, 1], turned[..., 0, 2], turned[..., 1, 0]], -1)[..., None]
-    symmetric = torch.cat([matrix + matrix.mT - trace * eye, twist], -1)
-    _, vectors = torch.linalg.eigh(torch.cat([symmetric, torch.cat([twist, trace], -2).mT], -2))
-    quaternion = vectors[..., -1]
+    symmetric = (matrix.flatten(-2) @ _BAR_ITZHACK.to(matrix)).unflatten(-1, (4, 4))
+    quaternion = torch.linalg.eigh(symmetric)[1][..., -1]
     quaternion = torch.where(quaternion[..., 3:] < 0, -quaternion, quaternion)
     axis, sine = quaternion[..., :3], torch.linalg.vector_norm(quaternion[..., :3], dim=-1, keepdim=True)
     half = torch.atan2(sine, quaternion[..., 3:])

@@ -163,7 +163,7 @@ class _Solver:
 
     What an iteration needs of the points x is linear in them: the right side of the equations for any rotation of x,
     and the product of any shape with x, which gives the rotation. So the points are read once, and an iteration works
-    on nine numbers a mode, in float64 and in one thread.
+    on nine numbers a mode, in one thread.
     """
 
     def __init__(self, modes: Array, mean: Array, weight: Array, limit: Array | None) -> None:
@@ -185,13 +185,15 @@ class _Solver:
             reader = orthogonal[:size].T
         self._free = limit is None
         self._modes, self._reader = modes, reader.reshape(-1, *mean.shape)  # [n, N, 3] and [m, N, 3], m = n or n + 7
-        self._both = np.concatenate([self._reader, modes]).transpose(0, 2, 1).reshape(-1, len(mean))  # [3(m+n), N]
+        both = np.concatenate([self._reader, modes]).transpose(0, 2, 1)
+        self._both = both.reshape(-1, len(mean)).astype(np.float32)  # [3(m+n), N]
         self._reader_sum, self._modes_mean = self._reader.sum(1), modes.mean(1)
 
     def fit(self, points: Array, base: Array, iterations: int) -> tuple[Array, Array]:
         """Coefficients ``[n]`` and the shape ``[N, 3]`` of points in any pose; `base` is the shape without them."""
         x = points - points.mean(0)
-        products = np.einsum("kn,jn->kj", self._both, x.T.copy()).reshape(-1, 3, 3)  # einsum, as BLAS starts threads
+        # The one product that counts, in float32 as the points are; einsum, as BLAS starts threads.
+        products = np.einsum("kn,jn->kj", self._both, x.T.astype(np.float32, order="C")).reshape(-1, 3, 3).astype(float)
         read, seen = np.split(products, [len(self._reader)])
         still = np.einsum("mni,ni->m", self._reader, base)
         base_seen, base_middle, size = np.einsum("ni,nj->ij", base, x), base.mean(0), (x * x).sum()
