@@ -12,6 +12,7 @@ camera's equations, which its listing has the other way round.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import cycle
 
@@ -129,33 +130,35 @@ class FaceFitter:
         Raises:
             ValueError: points of another shape, of no face, not finite, or all in one place.
         """
-        self._check(points)
+        given = self._checked(points)
         bases, solver = [self._mean], self._all
         if identity is not None:
             check_coefficients("identity", identity, self.model.identities, len(points))
             held = identity.double().cpu().numpy()
             bases = [self._mean + np.einsum("k,kni->ni", person, self._identity) for person in held]
             solver = self._expression
-        turned = points.double().cpu().numpy() * [1, -1, -1]  # into the directions of model space
+        turned = given * [1, -1, -1]  # into the directions of model space
         found = [solver.fit(face, base, self._iterations) for face, base in zip(turned, cycle(bases), strict=False)]
-        coefficients, shapes = (
-            torch.from_numpy(np.stack(part)).to(self.model.mean) for part in zip(*found, strict=True)
-        )
+        coefficients = torch.from_numpy(np.stack([each for each, _ in found])).to(self.model.mean)
+        camera = _cameras([shape for _, shape in found], given, coefficients)
         if identity is None:
             identity, coefficients = coefficients.split([self.model.identities, self.model.expressions], 1)
         identity = identity.to(coefficients).expand(len(points), -1)
-        return FaceParameters(identity, coefficients, affine_camera(shapes, points.to(shapes)))
+        return FaceParameters(identity, coefficients, camera)
 
-    def _check(self, points: Tensor) -> None:
+    def _checked(self, points: Tensor) -> Array:
         expected = [len(self.points), 3]
         if points.dim() != 3 or list(points.shape[1:]) != expected:
             raise ValueError(f"points must be [B, {expected[0]}, 3], got {list(points.shape)}")
         if not len(points):
             raise ValueError("points must be of at least one face, got none")
-        if not torch.isfinite(points).all():
-            raise ValueError(f"points must be finite, got {int((~torch.isfinite(points)).sum())} values that are not")
-        if bool((points == points[:, :1]).flatten(1).all(1).any()):
+        given = points.double().cpu().numpy()
+        finite = np.isfinite(given)
+        if not finite.all():
+            raise ValueError(f"points must be finite, got {int((~finite).sum())} values that are not")
+        if not np.ptp(given, 1).any(1).all():
             raise ValueError("points must not all lie in one place")
+        return given
 
 
 class _Solver:
@@ -188,6 +191,7 @@ class _Solver:
         both = np.concatenate([self._reader, modes]).transpose(0, 2, 1)
         self._both = both.reshape(-1, len(mean)).astype(np.float32)  # [3(m+n), N]
         self._reader_sum, self._modes_mean = self._reader.sum(1), modes.mean(1)
+        self._mean, self._still = mean, self._read(mean)
 
     def fit(self, points: Array, base: Array, iterations: int) -> tuple[Array, Array]:
         """Coefficients ``[n]`` and the shape ``[N, 3]`` of points in any pose; `base` is the shape without them."""
@@ -195,7 +199,7 @@ class _Solver:
         # The one product that counts, in float32 as the points are; einsum, as BLAS starts threads.
         products = np.einsum("kn,jn->kj", self._both, x.T.astype(np.float32, order="C")).reshape(-1, 3, 3).astype(float)
         read, seen = np.split(products, [len(self._reader)])
-        still = np.einsum("mni,ni->m", self._reader, base)
+        still = self._still if base is self._mean else self._read(base)
         base_seen, base_middle, size = np.einsum("ni,nj->ij", base, x), base.mean(0), (x * x).sum()
         coefficients = np.zeros(len(self._modes))
         for _ in range(iterations):
@@ -206,6 +210,9 @@ class _Solver:
             middle = base_middle + coefficients @ self._modes_mean
             coefficients = self._solve(np.einsum("mij,ij->m", read, turn) + self._reader_sum @ middle - still)
         return coefficients, base + np.einsum("kni,k->ni", self._modes, coefficients)
+
+    def _read(self, shape: Array) -> Array:
+        return np.asarray(np.einsum("mni,ni->m", self._reader, shape))
 
     def _solve(self, right: Array) -> Array:
         if self._free:
@@ -241,9 +248,14 @@ def affine_camera(shape: Tensor, points: Tensor) -> Camera:
     rotation the one nearest to (r1/|r1|, r2/|r2|, r1×r2). Depths of the points take no part in either.
     """
     shapes = shape.expand(len(points), -1, -1).double().cpu().numpy()
-    found = [_affine_camera(*pair) for pair in zip(shapes, points.double().cpu().numpy(), strict=True)]
+    return _cameras(shapes, points.double().cpu().numpy(), points)
+
+
+def _cameras(shapes: Iterable[Array], points: Array, like: Tensor) -> Camera:
+    """The cameras of several faces, on the device of `like` and in its dtype."""
+    found = [_affine_camera(*pair) for pair in zip(shapes, points, strict=True)]
     scale, rotation, translation = (torch.from_numpy(np.stack(part)) for part in zip(*found, strict=True))
-    return Camera(scale.to(points), rotation_vector(rotation).to(points), translation.to(points))
+    return Camera(scale.to(like), rotation_vector(rotation).to(like), translation.to(like))
 
 
 def _affine_camera(shape: Array, points: Array) -> tuple[Array, Array, Array]:
