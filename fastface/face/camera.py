@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_FLIP = (1.0, -1.0, -1.0)
+FLIP = (1.0, -1.0, -1.0)  # from the directions of model space to those of the image
 _WINDOW = 15
 
 
@@ -91,7 +91,7 @@ class Camera:
 
     def project(self, shape: Tensor) -> Tensor:
         """Points of model space ``[B, V, 3]`` in the image ``[B, V, 3]``; a batch of 1 serves all on either side."""
-        rows = rotation_matrix(self.rotation) * self.scale.new_tensor(_FLIP)[:, None]
+        rows = rotation_matrix(self.rotation) * self.scale.new_tensor(FLIP)[:, None]
         return self.scale[:, None, None] * (shape @ rows.mT) + self.translation[:, None]
 
 

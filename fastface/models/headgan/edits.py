@@ -9,18 +9,17 @@ import torch
 from torch import Tensor
 
 from fastface.face import Camera, FaceParameters, MorphableModel, rotation_matrix, rotation_vector
+from fastface.face.camera import FLIP
 from fastface.models import lifted
 
 __all__ = ["express", "frontal", "turn"]
-
-_FLIP = (1.0, -1.0, -1.0)  # from the directions of model space to those of the image
 
 
 def turn(
     parameters: FaceParameters, model: MorphableModel, *, yaw: float = 0.0, pitch: float = 0.0, roll: float = 0.0
 ) -> FaceParameters:
     """The same face turned further, about the neck: degrees as in `fastface.models.lifted.Motion.rotation`."""
-    flip = parameters.expression.new_tensor(_FLIP)
+    flip = parameters.expression.new_tensor(FLIP)
     added = flip[:, None] * lifted.rotation_matrix(torch.tensor([[yaw, pitch, roll]])) * flip
     return _with_rotation(parameters, model, added @ rotation_matrix(parameters.camera.rotation))
 

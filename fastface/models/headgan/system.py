@@ -33,6 +33,7 @@ from fastface.face import (
     scaled,
     trackable,
 )
+from fastface.face.camera import FLIP
 from fastface.models import lifted
 from fastface.models.headgan.generator import Encoding, Generator
 from fastface.models.lifted import topology
@@ -43,7 +44,6 @@ __all__ = ["HeadGAN", "HeadGANMotion", "HeadGANSource"]
 # `lifted`, which wants to see what surrounds the head.
 _CROPS = {"headgan": 256 / 156, "lifted": 2.2}
 _KEPT = 8  # drawn faces; a frame needs its own and the two before it
-_FLIP = (1.0, -1.0, -1.0)  # from the directions of model space to those of the image
 
 
 @dataclass(frozen=True)
@@ -260,7 +260,7 @@ class HeadGAN:
         """The same motion relative to the portrait, in the terms of `lifted`."""
         assert source.moving is not None
         target = FaceParameters.of_vector(motion.parameters[:, -1], source.parameters.identity)
-        own, flip = source.parameters, target.expression.new_tensor(_FLIP)
+        own, flip = source.parameters, target.expression.new_tensor(FLIP)
         scale = target.camera.scale / own.camera.scale
         turn = rotation_matrix(target.camera.rotation) @ rotation_matrix(own.camera.rotation).mT
         turn = flip[:, None] * turn * flip  # in directions of the image

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fastface.face.fitting import similarity
 from fastface.face.landmarks import Face, Landmarks, MediaPipeLandmarks, largest_face
 from fastface.face.smoothing import OneEuro
 from fastface.models.lifted import topology as topo
@@ -18,17 +19,10 @@ _LIDS = topo.EYE_RIGHT_UPPER + topo.EYE_RIGHT_LOWER + topo.EYE_LEFT_UPPER + topo
 _IRIS = 0.042  # radius of an iris in face widths: 5.9 mm of 140 mm
 
 
-def similarity(source: Array, target: Array) -> tuple[float, Array, Array]:
-    """The scale s, rotation R and shift t of least squares for ``target ≈ s R source + t`` over points ``[N, 3]``
-    (Umeyama 1991).
-    """
-    source_mean, target_mean = source.mean(0), target.mean(0)
-    a, b = source - source_mean, target - target_mean
-    u, values, vt = np.linalg.svd(b.T @ a)
-    sign = np.array([1.0, 1.0, np.sign(np.linalg.det(u @ vt))])
-    rotation = (u * sign) @ vt
-    scale = float((values * sign).sum() / (a**2).sum())
-    return scale, rotation.astype(np.float32), (target_mean - scale * rotation @ source_mean).astype(np.float32)
+def _similarity(source: Array, target: Array) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Scale, rotation and shift that carry points ``[N, 3]`` to others."""
+    scale, rotation, shift = similarity(torch.from_numpy(source)[None], torch.from_numpy(target)[None])
+    return scale[0], rotation[0], shift[0]
 
 
 def head_rotation(neutral: Array, current: Array) -> Array:
@@ -36,7 +30,7 @@ def head_rotation(neutral: Array, current: Array) -> Array:
     is stiff.
     """
     stable = list(topo.STABLE)
-    return rotation_angles(torch.from_numpy(similarity(neutral[stable], current[stable])[1])).numpy()
+    return rotation_angles(_similarity(neutral[stable], current[stable])[1]).numpy()
 
 
 def mouth_opening(landmarks: Array) -> float:
@@ -114,7 +108,8 @@ class DrivingMotion:
             self._start(points)
         assert self._neutral is not None and self._frame is not None
         stable = list(topo.STABLE)
-        scale, rotation, shift = similarity(self._neutral[stable], points[stable])
+        size, turn, move = _similarity(self._neutral[stable], points[stable])
+        scale, rotation, shift = float(size), turn.numpy(), move.numpy()
         moved = scale * rotation @ self._pivot + shift - self._pivot
         moved[2] = 0  # the detector measures depth from the head itself
         still = (points - shift) @ rotation / scale  # back in the neutral pose
