@@ -188,23 +188,25 @@ class _Solver:
             reader = orthogonal[:size].T
         self._free = limit is None
         self._modes, self._reader = modes, reader.reshape(-1, *mean.shape)  # [n, N, 3] and [m, N, 3], m = n or n + 7
-        both = np.concatenate([self._reader, modes]).transpose(0, 2, 1)
-        self._both = both.reshape(-1, len(mean)).astype(np.float32)  # [3(m+n), N]
+        self._reader_rows, self._modes_rows = _rows(self._reader), _rows(modes)
         self._reader_sum, self._modes_mean = self._reader.sum(1), modes.mean(1)
         self._mean, self._still = mean, self._read(mean)
 
     def fit(self, points: Array, base: Array, iterations: int) -> tuple[Array, Array]:
         """Coefficients ``[n]`` and the shape ``[N, 3]`` of points in any pose; `base` is the shape without them."""
         x = points - points.mean(0)
-        # The one product that counts, in float32 as the points are; einsum, as BLAS starts threads.
-        products = np.einsum("kn,jn->kj", self._both, x.T.astype(np.float32, order="C")).reshape(-1, 3, 3).astype(float)
-        read, seen = np.split(products, [len(self._reader)])
+        columns = x.T.astype(np.float32, order="C")  # [3, N]
+        read, seen = _products(self._reader_rows, columns), None
         still = self._still if base is self._mean else self._read(base)
         base_seen, base_middle, size = np.einsum("ni,nj->ij", base, x), base.mean(0), (x * x).sum()
         coefficients = np.zeros(len(self._modes))
-        for _ in range(iterations):
+        for iteration in range(iterations):
             # `similarity` from x to the shape so far, then the equations for x moved by it.
-            u, values, vt = np.linalg.svd(base_seen + np.einsum("kij,k->ij", seen, coefficients))
+            shape_seen = base_seen
+            if iteration > 0:
+                seen = _products(self._modes_rows, columns) if seen is None else seen
+                shape_seen = base_seen + np.einsum("kij,k->ij", seen, coefficients)
+            u, values, vt = np.linalg.svd(shape_seen)
             sign = np.array([1, 1, np.sign(np.linalg.det(u @ vt))])
             turn = (u * sign) @ vt * ((values * sign).sum() / size)
             middle = base_middle + coefficients @ self._modes_mean
@@ -218,6 +220,16 @@ class _Solver:
         if self._free:
             return right
         return self._bounded(self._reduced, right, (-self._limit, self._limit)).x[: len(self._modes)]
+
+
+def _rows(modes: Array) -> NDArray[np.float32]:
+    """``[n, N, 3]`` as ``[3n, N]``, for `_products`."""
+    return modes.transpose(0, 2, 1).reshape(-1, modes.shape[1]).astype(np.float32)
+
+
+def _products(rows: NDArray[np.float32], columns: NDArray[np.float32]) -> Array:
+    """``modeᵀ x`` for every mode, ``[n, 3, 3]``: in float32, as the points are; by einsum, as BLAS starts threads."""
+    return np.einsum("kn,jn->kj", rows, columns).reshape(-1, 3, 3).astype(np.float64)
 
 
 def similarity(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
