@@ -9,29 +9,31 @@ from functools import partial
 import torch
 
 from fastface import engine
-from fastface.face import PNCC, FaceFitter, FaceParameters, built_in_head
+from fastface.face import PNCC, FaceFitter, FaceParameters, SurfacePoints, built_in_head
 from fastface.models.headgan import Generator, GeneratorConfig
 from fastface.ops._verify import Verdict
 
 from .harness import Case, Contenders
 
 SLUG = "headgan"
-OPS = ("headgan_encode", "headgan_render", "headgan_face")
+OPS = ("headgan_encode", "headgan_render", "headgan_face", "headgan_fit")
 
 
 def cases(device: str, quick: bool, compiled: bool) -> Iterator[Case]:
     """Batch 1, float32, random weights: the time does not depend on them."""
-    for op in OPS:
-        yield Case(
-            op=op,
-            shape="256x256",
-            variant="",
-            dtype="float32",
-            layout="contiguous",
-            batch=1,
-            device=device,
-            make=partial(_face if op == "headgan_face" else _make, op, device),
-        )
+    makers = dict.fromkeys(OPS[:2], _make) | {"headgan_face": _face, "headgan_fit": _fit}
+    for op, make in makers.items():
+        if op != "headgan_fit" or device == "cpu":  # the fit runs on CPUs alone
+            yield Case(
+                op=op,
+                shape="256x256" if op != "headgan_fit" else "1000 points",
+                variant="",
+                dtype="float32",
+                layout="contiguous",
+                batch=1,
+                device=device,
+                make=partial(make, op, device),
+            )
 
 
 def _make(op: str, device: str) -> Contenders:
@@ -79,3 +81,14 @@ def _face(op: str, device: str) -> Contenders:
         return draw(FaceParameters.of_vector(vector, found.identity.to(device)))
 
     return {"fit and draw": call}, {}
+
+
+def _fit(op: str, device: str) -> Contenders:
+    """The fast path, one iteration of the pseudo-inverse: the identity held, as from frame to frame, or found too."""
+    torch.manual_seed(0)
+    head = built_in_head()
+    fitter = FaceFitter(head, SurfacePoints.at(torch.randperm(len(head.mean))[:1000]), iterations=1)
+    identity, camera = 0.3 * torch.randn(1, head.identities), torch.tensor([[9.0, 0.1, 0.2, 0.05, 128.0, 128.0, 0.0]])
+    truth = FaceParameters.of_vector(torch.cat([0.3 * torch.randn(1, 28), camera], 1), identity)
+    points = truth.camera.project(fitter.points.of(head.shape(truth.identity, truth.expression)))
+    return {"held": partial(fitter.fit, points, identity), "found": partial(fitter.fit, points)}, {}

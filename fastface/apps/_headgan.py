@@ -72,6 +72,8 @@ def make_system(args: argparse.Namespace) -> HeadGAN:
         generator = optimize(loaded.to(_device(args.device)))
     elif args.device not in (None, "cpu"):
         raise UserError(f"--device {args.device} needs --checkpoint: without weights the CPU makes the frames")
+    elif getattr(args, "recognizer", None):
+        raise UserError("--recognizer needs --checkpoint: without weights the sound moves nothing")
     model = load_face_model(args.face_model) if args.face_model else None
     if args.face_landmarks:
         if model is None:

@@ -74,7 +74,7 @@ class HeadGANMotion:
     Attributes:
         parameters: ``[B, T, E+7]``: expression and camera (`FaceParameters.vector`) of frames t-T+1 .. t, in pixels of
             the source's crop. T may be smaller than the generator's 3: the first one is repeated.
-        audio: ``[B, 300]`` or None for silence.
+        audio: ``[B, 300]`` or None for silence; `lifted` does not listen.
     """
 
     parameters: Tensor
