@@ -83,7 +83,11 @@ struct Moments {
   double count = 0, sum = 0, square = 0;
 
   inline void add(const Moments& other) {
-    const double apart = other.sum / other.count - (count > 0 ? sum / count : 0);
+    if (count == 0) {
+      *this = other;
+      return;
+    }
+    const double apart = other.sum / other.count - sum / count;
     square += other.square + apart * apart * (count * other.count / (count + other.count));
     sum += other.sum;
     count += other.count;
@@ -101,10 +105,14 @@ inline Moments moments_about(double centre, double count, double sum, double squ
   return {count, count * centre + known, inside < 0 ? 0 : inside};
 }
 
+// Added in pairs: a chain of kLanes additions would be the longest wait between two planes.
 inline double total(vf value) {
-  double sum = 0;
-  for (int j = 0; j < kLanes; ++j) sum += value[j];
-  return sum;
+  double sums[kLanes];
+  for (int j = 0; j < kLanes; ++j) sums[j] = value[j];
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    for (int j = 0; j < half; ++j) sums[j] += sums[j + half];
+  }
+  return sums[0];
 }
 
 template <class T>
@@ -332,13 +340,24 @@ struct Spread {
   }
 };
 
+// Whether the loop reads and writes every tensor where it lies, so that no tile bounds a run.
+template <class X, class M>
+inline bool direct(const Params& p) {
+  const auto lies = [](const View<4>& view, size_t size) {
+    return view.data == nullptr || (view.stride[3] == 1 && (size != sizeof(float) || view.dtype == DType::kFloat32));
+  };
+  return lies(p.x, sizeof(X)) && lies(p.residual, sizeof(X)) && lies(p.out, sizeof(X)) && lies(p.gamma, sizeof(M)) &&
+         lies(p.beta, sizeof(M));
+}
+
 template <class X, class M>
 inline void normalise_part(const Params& p, int64_t b, int64_t c, const Part& part, const Channel& channel,
                            const Spread& spread, const Activate& act) {
   Tiles tiles;
   const Constant k(channel);
   const bool maps = p.scale > 1;
-  const int64_t step = maps && p.scale < kTile ? kTile / p.scale * p.scale : kTile;
+  int64_t step = maps && p.scale < kTile ? kTile / p.scale * p.scale : kTile;
+  if (!maps && direct<X, M>(p)) step = part.columns;
   for (int64_t x = part.x; x < part.x + part.columns; x += step) {
     const int64_t count = least(step, part.x + part.columns - x);
     for (int64_t y = part.y; y < part.y + part.rows; ++y) {
