@@ -1,11 +1,12 @@
 """Reads weight files without running what is in them, and fills our modules from other people's names.
 
 A `Layout` says how one public checkpoint names its entries. The models register theirs, next to the modules that they
-fill; the name of a layout begins with the model's, so that `load_checkpoint` knows where to look.
+fill.
 """
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import math
 import pickle
@@ -20,7 +21,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Layout", "fold_spectral_norm", "load_checkpoint", "read_state_dict", "register"]
+__all__ = ["Layout", "fold_spectral_norm", "layouts", "load_checkpoint", "read_state_dict", "register", "shape_of"]
 
 StateDict = dict[str, Tensor]
 
@@ -30,7 +31,7 @@ class Layout:
     """How the entries of a public checkpoint are called.
 
     Attributes:
-        name: the model's slug, a dot, the part.
+        name: the family, a dot, the part.
         build: makes the module for a state dict, whose shapes tell the configuration.
         renames: (pattern, replacement) pairs of `re.fullmatch`; the first that matches turns a name of the checkpoint
             into one of ours.
@@ -54,6 +55,11 @@ class Layout:
 
 
 _layouts: dict[str, Layout] = {}
+_FAMILIES = {  # of layouts, by the first part of their names: which model reads them
+    "face_vid2vid": "style_mapping",
+    "headgan": "headgan",
+    "live_portrait": "live_portrait",
+}
 
 
 def register(layout: Layout) -> Layout:
@@ -113,17 +119,31 @@ def load_checkpoint(source: str | Path | Mapping[str, Tensor], layout: str) -> n
     return module.eval()
 
 
-def _find(name: str) -> Layout:
-    model = name.partition(".")[0]
-    try:
+def layouts() -> list[str]:
+    """The names of all layouts."""
+    for model in _FAMILIES.values():
         importlib.import_module(f"fastface.models.{model}")
-    except ModuleNotFoundError as error:
-        if error.name != f"fastface.models.{model}":
-            raise
+    return sorted(_layouts)
+
+
+def _find(name: str) -> Layout:
+    family = str(name).partition(".")[0]
+    if family in _FAMILIES:
+        importlib.import_module(f"fastface.models.{_FAMILIES[family]}")
     if name not in _layouts:
-        related = sorted(known for known in _layouts if known.startswith(f"{model}."))
-        raise ValueError(f"layout must be one of {', '.join(related or sorted(_layouts)) or 'none'}, got {name!r}")
+        known = layouts()
+        close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
+        nearest = f" (did you mean {close[0]}?)" if close else ""
+        raise ValueError(f"layout must be one of {', '.join(known)}, got {name!r}{nearest}")
     return _layouts[name]
+
+
+def shape_of(state: Mapping[str, Tensor], name: str, rank: int) -> torch.Size:
+    """The shape of an entry, for what builds a module from shapes; ValueError where it cannot be one."""
+    shape = state[name].shape
+    if len(shape) != rank or 0 in shape:
+        raise ValueError(f"{name} must have {rank} dimensions with no size 0, got {list(shape)}")
+    return shape
 
 
 def _checked(source: object) -> StateDict:

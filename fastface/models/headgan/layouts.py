@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
-from fastface.checkpoints import Layout, register
+from fastface.checkpoints import Layout, register, shape_of
 from fastface.models.headgan.discriminator import Discriminator, DiscriminatorConfig
 from fastface.models.headgan.generator import Generator, GeneratorConfig
 
@@ -49,19 +48,12 @@ def _generator_renames() -> list[tuple[str, str]]:
     return renames
 
 
-def _shape(state: Mapping[str, Tensor], name: str, rank: int) -> torch.Size:
-    shape = state[name].shape
-    if len(shape) != rank or 0 in shape:
-        raise ValueError(f"{name} must have {rank} dimensions with no size 0, got {list(shape)}")
-    return shape
-
-
 def _generator(state: Mapping[str, Tensor]) -> Generator:
-    fine, inputs = _shape(state, "flow_network.encoder.layers.0.conv.weight", 4)[:2]
+    fine, inputs = shape_of(state, "flow_network.encoder.layers.0.conv.weight", 4)[:2]
     if inputs < 4:
         raise ValueError(f"flow_network must encode an image and a render, at least 4 channels, got {inputs}")
     face_channels = inputs - 3
-    faces = _shape(state, "rendering_network.encoder.layers.0.conv.weight", 4)[1]
+    faces = shape_of(state, "rendering_network.encoder.layers.0.conv.weight", 4)[1]
     if faces % face_channels:
         raise ValueError(f"rendering_network must encode renders of {face_channels} channels each, got {faces}")
     audio = "rendering_network.adain.0.norm0.affine.weight"
@@ -69,9 +61,9 @@ def _generator(state: Mapping[str, Tensor]) -> Generator:
         GeneratorConfig(
             frames=faces // face_channels,
             face_channels=face_channels,
-            audio=_shape(state, audio, 2)[1] if audio in state else 0,
+            audio=shape_of(state, audio, 2)[1] if audio in state else 0,
             channels=(fine, 4 * fine, 16 * fine),
-            hidden=_shape(state, "rendering_network.spade.0.norm0.shared.weight", 4)[0],
+            hidden=shape_of(state, "rendering_network.spade.0.norm0.shared.weight", 4)[0],
             flow="flow_network.to_flow.weight" in state,
             mask="flow_network.to_mask.weight" in state,
         )
@@ -81,7 +73,7 @@ def _generator(state: Mapping[str, Tensor]) -> Generator:
 def _discriminator(state: Mapping[str, Tensor]) -> Discriminator:
     scales = 1 + max(int(name.split(".")[1]) for name in state)
     layers = max(int(name.split(".")[3]) for name in state)
-    channels, inputs = _shape(state, "scales.0.layers.0.conv.weight", 4)[:2]
+    channels, inputs = shape_of(state, "scales.0.layers.0.conv.weight", 4)[:2]
     if layers < 1:
         raise ValueError(f"a discriminator must have at least 2 layers, got {layers + 1}")
     return Discriminator(DiscriminatorConfig(inputs, channels, layers, scales))

@@ -6,7 +6,7 @@ with D_m on the audio. The published code masks the pixel loss to the rendered f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastface.models.headgan.generator import GeneratorOutput
+from fastface.models.losses import Features, Maps, feature_loss, feature_matching_loss, generator_hinge, hinge
 
 __all__ = [
     "LossWeights",
@@ -26,9 +27,6 @@ __all__ = [
     "masked_l1",
 ]
 
-Maps = Sequence[Sequence[Tensor]]  # of a Discriminator: per scale the features, the judgement last
-Features = Callable[[Tensor], Sequence[Tensor]]  # such as the layers of a VGG network, of an image in [-1, 1]
-
 
 @dataclass(frozen=True)
 class LossWeights:
@@ -40,38 +38,9 @@ class LossWeights:
     mask: float = 10.0
 
 
-def hinge(maps: Maps, real: bool) -> Tensor:
-    """``-E[min(0, -1 + D)]`` for real images, ``-E[min(0, -1 - D)]`` for generated ones; the mean over the scales."""
-    sign = 1 if real else -1
-    return torch.stack([F.relu(1 - sign * scale[-1]).mean() for scale in maps]).mean()
-
-
 def discriminator_loss(real: Maps, fake: Maps) -> Tensor:
     """Equations (4) and (5): the hinge loss on real and on generated images."""
     return hinge(real, True) + hinge(fake, False)
-
-
-def generator_hinge(fake: Maps) -> Tensor:
-    """One term of equation (3), ``-E[D]``, the mean over the scales."""
-    return -torch.stack([scale[-1].mean() for scale in fake]).mean()
-
-
-def feature_matching_loss(real: Maps, fake: Maps) -> Tensor:
-    """``4 / (n + 1) Σ_j E|D_j(real) - D_j(fake)|`` over the n maps before the judgement; the mean over the scales.
-
-    Source: arXiv 1711.11585, equation (3); the factor, which is 4 / 5 for the published four maps, is the code's.
-    """
-    losses = []
-    for one, other in zip(real, fake, strict=True):
-        distances = [F.l1_loss(b, a.detach()) for a, b in zip(one[:-1], other[:-1], strict=True)]
-        losses.append(torch.stack(distances).sum() * 4 / len(one))
-    return torch.stack(losses).mean()
-
-
-def feature_loss(features: Features, image: Tensor, target: Tensor) -> Tensor:
-    """Equation (7): ``Σ_l E|VGG_l(image) - VGG_l(target)|``; a weighting of the layers belongs into `features`."""
-    pairs = zip(features(image), features(target), strict=True)
-    return torch.stack([F.l1_loss(a, b.detach()) for a, b in pairs]).sum()
 
 
 def masked_l1(image: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:

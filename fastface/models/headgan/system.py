@@ -28,7 +28,9 @@ from fastface.face import (
     MediaPipeLandmarks,
     MorphableModel,
     built_in_head,
+    face_square,
     largest_face,
+    resized,
     rotation_matrix,
     scaled,
     trackable,
@@ -199,7 +201,7 @@ class HeadGAN:
         if face is not None and not 0 <= face < len(faces):
             raise ValueError(f"face must be from 0 to {len(faces) - 1}, got {face}")
         chosen = faces[largest_face(faces) if face is None else face]
-        x, y, side = box = _square(chosen.box, _CROPS[self.renderer], photo.shape[:2])
+        x, y, side = box = face_square(chosen.box, _CROPS[self.renderer], photo.shape)
         found = FaceTracker(self.model, self.landmarks).follow(chosen)
         parameters = replace(found, camera=scaled(found.camera, self.size / side, (x, y)))
         return resized(photo[y : y + side, x : x + side], self.size), box, parameters
@@ -293,22 +295,3 @@ class HeadGAN:
             expression=controls,
             offsets=offsets / ears,
         )
-
-
-def _square(box: tuple[float, float, float, float], factor: float, shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """The square about a face's box (x, y, side), inside an image of [H, W], so smaller in need."""
-    height, width = shape
-    x0, y0, x1, y1 = box
-    side = min(round(factor * max(x1 - x0, y1 - y0)), height, width)
-    left = min(max(round((x0 + x1 - side) / 2), 0), width - side)
-    # The hair above belongs to the picture more than the chest below.
-    top = min(max(round((y0 + y1) / 2 - 0.55 * side), 0), height - side)
-    return left, top, side
-
-
-def resized(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """A square image at another size."""
-    import cv2
-
-    how = cv2.INTER_AREA if image.shape[0] > size else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(image, (size, size), interpolation=how), dtype=np.uint8)
