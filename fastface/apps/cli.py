@@ -22,6 +22,7 @@ COMMANDS = {
     "frontalize": "a portrait that looks straight ahead",
     "encode": "a video of a face to a stream of a few kbit/s: 35 numbers a frame",
     "decode": "such a stream to video again",
+    "convert": "a public checkpoint to a checked .safetensors file; a pickled motion template too",
     "doctor": "report the environment, the build and the backends, and what to do where something is missing",
     "selftest": "run every backend that can run here against the reference",
     "bench": "time the kernels against eager PyTorch and torch.compile; print a table, write CSV rows",

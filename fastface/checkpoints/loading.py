@@ -21,7 +21,16 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Layout", "fold_spectral_norm", "layouts", "load_checkpoint", "read_state_dict", "register", "shape_of"]
+__all__ = [
+    "Layout",
+    "fold_spectral_norm",
+    "layouts",
+    "load_checkpoint",
+    "read_parts",
+    "read_state_dict",
+    "register",
+    "shape_of",
+]
 
 StateDict = dict[str, Tensor]
 
@@ -37,6 +46,7 @@ class Layout:
             into one of ours.
         convert: makes our state dict of the renamed one, where that takes more than names.
         ignored: patterns of entries that have no effect here, such as counters.
+        part: the key under which a file of several state dicts holds this one.
     """
 
     name: str
@@ -44,6 +54,7 @@ class Layout:
     renames: Sequence[tuple[str, str]]
     convert: Callable[[StateDict], StateDict] = lambda state: state
     ignored: Sequence[str] = ()
+    part: str = ""
 
     def rename(self, name: str) -> str | None:
         """Our name of an entry, or None for one that does not belong to this layout."""
@@ -52,6 +63,10 @@ class Layout:
             if match:
                 return match.expand(replacement)
         return None
+
+    def knows(self, name: str) -> bool:
+        """Whether an entry belongs to this layout."""
+        return self.rename(name) is not None or any(re.fullmatch(pattern, name) for pattern in self.ignored)
 
 
 _layouts: dict[str, Layout] = {}
@@ -72,24 +87,31 @@ def load_checkpoint(source: str | Path | Mapping[str, Tensor], layout: str) -> n
     """The module that a public checkpoint describes, in evaluation mode, its spectral norm folded.
 
     Args:
-        source: a .safetensors file, a file of `torch.save` (read with ``weights_only=True``), or a state dict.
-        layout: for example "headgan.generator".
+        source: a .safetensors file, a file of `torch.save` (read with ``weights_only=True``), or a state dict. Of a
+            file of several state dicts, the one that the layout names is taken.
+        layout: for example "headgan.generator"; `layouts` lists all.
 
     Raises:
         ValueError: an unknown layout, a file that cannot be read or wants to run code, or entries that do not fit the
             layout: how many are missing, unexpected or of another shape, with examples.
         TypeError: a `source` of another type, or entries that are not names and tensors.
     """
-    found = _find(layout)
+    found = find(layout)
     what = f"the checkpoint {source}" if isinstance(source, (str, Path)) else "the state dict"
-    state = read_state_dict(source) if isinstance(source, (str, Path)) else _checked(source)
-    state = fold_spectral_norm(_without_prefix(state))
+    state = read_state_dict(source, found.part) if isinstance(source, (str, Path)) else _checked(source)
+    return build(found, state, what)
+
+
+def build(found: Layout, state: Mapping[str, Tensor], what: str) -> nn.Module:
+    """The module of a layout, filled from a state dict with the checkpoint's names; `what` names it in errors."""
+    layout = found.name
+    state = fold_spectral_norm(without_prefix(state))
     known, unexpected = {}, []
     for name, tensor in state.items():
         ours = found.rename(name)
         if ours is not None:
             known[ours] = tensor
-        elif not any(re.fullmatch(pattern, name) for pattern in found.ignored):
+        elif not found.knows(name):
             unexpected.append(name)
     if not known:
         raise ValueError(f"{what} has no entry of layout {layout}: {_examples(unexpected)}")
@@ -126,7 +148,8 @@ def layouts() -> list[str]:
     return sorted(_layouts)
 
 
-def _find(name: str) -> Layout:
+def find(name: str) -> Layout:
+    """A layout by its name; ValueError with the known ones, and the closest, where there is none."""
     family = str(name).partition(".")[0]
     if family in _FAMILIES:
         importlib.import_module(f"fastface.models.{_FAMILIES[family]}")
@@ -164,26 +187,61 @@ def _examples(names: Sequence[str], count: int = 3) -> str:
     return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
 
 
-def read_state_dict(path: str | Path) -> StateDict:
+def read_state_dict(path: str | Path, part: str = "") -> StateDict:
     """The tensors of a .safetensors file or of a `torch.save` file, on the CPU; code in a pickle is never run.
 
+    Args:
+        part: which of several state dicts in the file; a file with only one needs none.
+
     Raises:
-        ValueError: no such file, a truncated or foreign file, a pickle that wants more than tensors, or no tensors.
+        ValueError: no such file, a truncated or foreign file, a pickle that wants more than tensors, no tensors, or
+            several state dicts of which none is the `part`.
+    """
+    parts = read_parts(path)
+    if part in parts:
+        return parts[part]
+    if len(parts) > 1:
+        asked = f"none is {part!r}" if part else "pass one of them"
+        raise ValueError(f"{path} holds several state dicts ({', '.join(parts)}): {asked}")
+    return next(iter(parts.values()))
+
+
+def read_parts(path: str | Path) -> dict[str, StateDict]:
+    """The state dicts of a file by name: "" alone, or those of a training state or of a converted file of several.
+
+    Raises:
+        ValueError: as `read_state_dict`.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no such checkpoint file: {path}")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
+            return _read_safetensors(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols: what cannot be read says so below
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # bad files fail in many ways, none of which says which file it was
         raise ValueError(f"the checkpoint {path} {_reason(path, error)}") from None
-    return _tensors_of(loaded, path)
+    return _parts_of(loaded, path)
+
+
+PARTS = "fastface.parts"  # in the metadata of a .safetensors file: whose names stand before a dot
+
+
+def _read_safetensors(path: Path) -> dict[str, StateDict]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+        names = (file.metadata() or {}).get(PARTS, "")
+    if not names:
+        return {"": state}
+    parts: dict[str, StateDict] = {part: {} for part in names.split(",")}
+    for name, tensor in state.items():
+        part, _, inner = name.partition(".")
+        parts[part][inner] = tensor
+    return parts
 
 
 def _reason(path: Path, error: Exception) -> str:
@@ -196,16 +254,14 @@ def _reason(path: Path, error: Exception) -> str:
     return "is truncated, or no file of torch.save"
 
 
-def _tensors_of(loaded: object, path: Path) -> StateDict:
-    """A state dict, or the one inside a dict of training state."""
+def _parts_of(loaded: object, path: Path) -> dict[str, StateDict]:
+    """A state dict, or those inside a dict of training state."""
     if _is_state_dict(loaded):
-        return dict(loaded)
+        return {"": dict(loaded)}
     if isinstance(loaded, Mapping):
-        inner = {key: value for key, value in loaded.items() if _is_state_dict(value)}
-        if len(inner) == 1:
-            return dict(next(iter(inner.values())))
+        inner = {str(key): dict(value) for key, value in loaded.items() if _is_state_dict(value)}
         if inner:
-            raise ValueError(f"{path} holds several state dicts ({', '.join(map(str, inner))}): pass one of them")
+            return inner
     raise ValueError(f"{path} must hold a state dict, got {type(loaded).__name__}")
 
 
@@ -215,7 +271,7 @@ def _is_state_dict(value: object) -> TypeGuard[Mapping[str, Tensor]]:
     return all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items())
 
 
-def _without_prefix(state: Mapping[str, Tensor]) -> StateDict:
+def without_prefix(state: Mapping[str, Tensor]) -> StateDict:
     """Without the ``module.`` that DataParallel puts before every name."""
     if all(name.startswith("module.") for name in state):
         return {name.removeprefix("module."): tensor for name, tensor in state.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
@@ -42,10 +42,18 @@ def _motion(state: Mapping[str, Tensor]) -> MotionExtractor:
     )
 
 
-def _mlp(state: Mapping[str, Tensor]) -> KeypointMLP:
+def _mlp(what: str, fits: Callable[[int, int], bool]) -> Callable[[Mapping[str, Tensor]], KeypointMLP]:
     """Linear layers are 0, 2, 4, ... of the checkpoint's sequence, 0, 1, 2, ... of ours."""
-    shapes = [shape_of(state, f"layers.{i}.weight", 2) for i in range(len(state) // 2)]
-    return KeypointMLP(shapes[0][1], tuple(shape[0] for shape in shapes[:-1]), shapes[-1][0])
+
+    def build(state: Mapping[str, Tensor]) -> KeypointMLP:
+        count = len({name.split(".")[1] for name in state})
+        shapes = [shape_of(state, f"layers.{i}.weight", 2) for i in range(count)]
+        inputs, outputs = shapes[0][1], shapes[-1][0]
+        if not fits(inputs, outputs):
+            raise ValueError(f"of K keypoints {what}, got {inputs} to {outputs}")
+        return KeypointMLP(inputs, tuple(shape[0] for shape in shapes[:-1]), outputs)
+
+    return build
 
 
 register(Layout("live_portrait.appearance_feature_extractor", appearance_of, appearance_renames()))
@@ -61,11 +69,16 @@ register(
         ],
     )
 )
-for _name in ("stitching", "retarget_lip", "retarget_eye"):
+for _name, _part, _what, _fits in (
+    ("stitching", "retarget_shoulder", "it takes 6 K numbers to 3 K + 2", lambda n, m: n == 2 * (m - 2)),
+    ("retarget_lip", "retarget_mouth", "it takes 3 K + 2 numbers to 3 K", lambda n, m: n == m + 2),
+    ("retarget_eye", "retarget_eye", "it takes 3 K + 3 numbers to 3 K", lambda n, m: n == m + 3),
+):
     register(
         Layout(
             f"live_portrait.{_name}",
-            _mlp,
+            _mlp(_what, _fits),
             [(rf"mlp\.{2 * i}\.(weight|bias)", rf"layers.{i}.\1") for i in range(12)],
+            part=_part,
         )
     )

@@ -1,6 +1,8 @@
-"""Style Mapping: keypoints that move a feature volume, the face-vid2vid family (arXiv 2303.09799)."""
+"""Style Mapping: a portrait that takes over pose and expression of other frames (arXiv 2303.09799), and what the whole
+face-vid2vid family shares with it.
+"""
 
-from fastface.models.style_mapping import layouts
+from fastface.models.style_mapping import layouts, losses
 from fastface.models.style_mapping.generator import (
     AppearanceConfig,
     AppearanceEncoder,
@@ -11,25 +13,50 @@ from fastface.models.style_mapping.generator import (
     SPADEResnetBlock,
 )
 from fastface.models.style_mapping.keypoints import KeypointConfig, KeypointDetector
+from fastface.models.style_mapping.motion import HeadMotion, KeypointMotion, absolute, hull_scale, relative
 from fastface.models.style_mapping.pose import PoseConfig, PoseExpression, PoseExpressionNetwork
+from fastface.models.style_mapping.style import (
+    REFERENCES,
+    StyleAwareConfig,
+    StyleAwareGenerator,
+    facial_map,
+    retrieve_references,
+    stack_patterns,
+)
+from fastface.models.style_mapping.system import Driving, StyleMapping, StyleMappingSource
 from fastface.models.style_mapping.warping import WarpingConfig, WarpingNetwork, WarpingOutput, WarpingSource
 
 __all__ = [
+    "REFERENCES",
     "AppearanceConfig",
     "AppearanceEncoder",
     "DecoderConfig",
+    "Driving",
+    "HeadMotion",
     "IntermediateGenerator",
     "KeypointConfig",
     "KeypointDetector",
+    "KeypointMotion",
     "PoseConfig",
     "PoseExpression",
     "PoseExpressionNetwork",
     "ResidualDecoder",
     "SPADEDecoder",
     "SPADEResnetBlock",
+    "StyleAwareConfig",
+    "StyleAwareGenerator",
+    "StyleMapping",
+    "StyleMappingSource",
     "WarpingConfig",
     "WarpingNetwork",
     "WarpingOutput",
     "WarpingSource",
+    "absolute",
+    "facial_map",
+    "hull_scale",
     "layouts",
+    "losses",
+    "relative",
+    "retrieve_references",
+    "stack_patterns",
 ]

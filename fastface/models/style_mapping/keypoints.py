@@ -1,7 +1,8 @@
 """Canonical keypoints of a face (table 1), and the algebra that moves them by a head's pose and expression.
 
 Coordinates are (x, y, z) in [-1, 1]: x right, y down, z inward.
-Source: Style Mapping (arXiv 2303.09799), table 1 and the keypoint equations; face-vid2vid (arXiv 2011.15126), section 3.
+Source: Style Mapping (arXiv 2303.09799), table 1 and the keypoint equations; face-vid2vid (arXiv 2011.15126), section
+3.
 """
 
 from __future__ import annotations

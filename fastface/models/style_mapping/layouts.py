@@ -200,6 +200,7 @@ register(
             *decoder_renames(r"decoder\.", "decoder."),
             *_residual_renames(),
         ],
+        part="generator",
     )
 )
 register(
@@ -213,6 +214,7 @@ register(
             (rf"predictor\.up_blocks\.up(\d+)\.(conv|norm)\.{_ENTRY}", r"decoder.\1.\2.\3"),
             (rf"kp\.{_ENTRY}", r"to_heatmaps.\1"),
         ],
+        part="kp_detector",
     )
 )
-register(Layout("face_vid2vid.he_estimator", _pose, _pose_renames()))
+register(Layout("face_vid2vid.he_estimator", _pose, _pose_renames(), part="he_estimator"))
