@@ -136,3 +136,16 @@ def beside(*images: Image) -> Image:
         return np.asarray(cv2.resize(image, (width, height), interpolation=how), dtype=np.uint8)
 
     return np.concatenate([fit(image) for image in images], axis=1)
+
+
+def labelled(tile: Image, label: str) -> Image:
+    """The tile with a line of text below it."""
+    import cv2
+
+    scale = tile.shape[0] / 640
+    height = max(14, round(32 * scale))
+    strip = np.full((height, tile.shape[1], 3), 255, dtype=np.uint8)
+    font = cv2.FONT_HERSHEY_SIMPLEX
+    size = min(max(0.35, 0.8 * scale), 0.35 * tile.shape[1] / max(1, 7 * len(label)) * 2)
+    cv2.putText(strip, label, (4, height - height // 4), font, size, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.concatenate([tile, strip], 0)

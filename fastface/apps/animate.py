@@ -1,4 +1,4 @@
-"""`fastface animate`: a portrait and a motion to a video, by the model `lifted`."""
+"""`fastface animate`: a portrait and a motion to a video, by the model `lifted` or one with trained weights."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
+from fastface.apps import _animators
 from fastface.apps._common import (
     Clock,
     Image,
@@ -39,6 +37,9 @@ examples:
   fastface animate me.jpg --motion nod -o nod.gif      a gif; a name without extension makes a folder of PNGs
   fastface animate me.jpg --driving clip.mp4 --side-by-side --contact-sheet sheet.png
   fastface animate                                     the astronaut that scikit-image ships, talking
+  fastface animate me.jpg --model live_portrait --weights liveportrait/ --driving clip.mp4
+  fastface animate me.jpg --model live_portrait --weights liveportrait/ --driving motions.safetensors
+  fastface animate me.jpg --model style_mapping --weights vox.safetensors --driving clip.mp4
 
 A driving video moves the photo relative to its first frame, so let it begin with a calm face looking as the photo
 looks. Every file says in its metadata that it is synthetic. Needs: pip install 'fastface-kernels[face,video]'
@@ -54,7 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "portrait", nargs="?", metavar="PORTRAIT", help="a photo with a face; without it, a public-domain portrait"
     )
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--driving", metavar="VIDEO", help="a video of a face to follow")
+    what.add_argument(
+        "--driving", metavar="VIDEO", help="a video of a face to follow; for live_portrait also a motion template"
+    )
     what.add_argument(
         "--motion",
         choices=("nod", "shake", "tilt", "talk", "blink", "idle"),
@@ -71,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fps", type=float, metavar="N", help="frames per second (default: 25; a driving video: its own times)"
     )
     parser.add_argument(
-        "--size", type=int, default=512, metavar="PX", help="side of the rendered crop (default: %(default)s)"
+        "--size", type=int, metavar="PX", help="side of the rendered crop (default: 512; other models have their own)"
     )
     parser.add_argument("--full", action="store_true", help="paste the moving head back into the whole photo")
     parser.add_argument(
@@ -89,8 +92,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--smoothing", type=float, default=1.0, metavar="X", help="of a driving video, 0 is none (default: 1)"
     )
     parser.add_argument(
-        "--backend", choices=("reference", "cpu", "triton", "cuda"), help="of the warp op (default: the fastest)"
+        "--backend", choices=("reference", "cpu", "triton", "cuda"), help="of the ops (default: the fastest)"
     )
+    _animators.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print a summary as JSON instead of words")
 
 
@@ -102,8 +106,7 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     _check(args)
-    from fastface import media, ops
-    from fastface.models.lifted import PRESETS, DrivingMotion, Lifted, LiftedConfig
+    from fastface import media
 
     demo = args.portrait is None
     name = args.motion or ("talk" if demo else "idle")
@@ -115,16 +118,15 @@ def _run(args: argparse.Namespace) -> int:
     media.check_output(output)
     if sheet is not None:
         media.check_image_output(sheet)
-    check_places([args.portrait, args.driving], output, sheet)
-    point = torch.zeros(1, 1, 3)
-    ops.motion_field(torch.zeros(1, 2, 1, 1, 1), point, point, backend=args.backend)  # refuses before any work is done
+    check_places([args.portrait, args.driving, args.weights], output, sheet)
+    animator = _animators.open_animator(args)
+    model, clip = animator.model, animator.clip
     photo = demo_portrait() if demo else media.read_image(args.portrait, max_side=1920 if args.full else 4096)
     say = (lambda line: None) if args.json else print
     loaded = time.perf_counter()
 
     with ExitStack() as stack:
-        reader = stack.enter_context(media.VideoReader(args.driving)) if args.driving else None
-        model = Lifted(LiftedConfig(size=args.size), backend=args.backend)
+        reader = stack.enter_context(media.VideoReader(args.driving)) if args.driving and clip is None else None
         faces = model.detect(photo)
         if not faces:
             raise UserError(f"no face found in {args.portrait}, expected a photo with a face")
@@ -142,11 +144,11 @@ def _run(args: argparse.Namespace) -> int:
         detector_ms, prepare_ms = (detected - loaded) * 1e3, (prepared - detected) * 1e3
         say(f"prepared in {prepare_ms:.0f} ms, after {detector_ms:.0f} ms for the detector, its start included")
 
-        fps = args.fps or (reader.fps if reader else 25.0)
+        fps = args.fps or (reader.fps if reader else clip.fps if clip else 25.0)
         clock = Clock()
         driver = None
         if reader is not None:
-            driver = DrivingMotion(smoothing=args.smoothing)
+            driver = animator.driver()
             ticks: Iterator[tuple[Image | None, float]] = _resampled(reader, args.fps, args.seconds)
             total = reader.expected_frames
             if args.fps and total:
@@ -154,10 +156,12 @@ def _run(args: argparse.Namespace) -> int:
             if args.seconds is not None:
                 total = min(total or 10**9, round(args.seconds * fps))
         else:
-            total = max(1, round((args.seconds if args.seconds is not None else 4.0) * fps))
+            whole = 4.0 if clip is None else len(clip) / clip.fps
+            total = max(1, round((args.seconds if args.seconds is not None else whole) * fps))
             ticks = ((None, index / fps) for index in range(total))
 
-        paste = _Paste(source) if args.full else None
+        moving = clip.at if clip is not None else animator.preset(name, source)
+        paste = animator.paste(source) if args.full else None
         sampler = Sampler(8)
         from tqdm import tqdm
 
@@ -174,7 +178,7 @@ def _run(args: argparse.Namespace) -> int:
                 if driver is not None and image is not None:
                     motion = clock.time("track", driver, image, seconds)
                 else:
-                    motion = clock.time("motion", PRESETS[name], seconds)
+                    motion = clock.time("motion", moving, seconds)
                 motion = motion.scaled(pose=args.pose_strength, expression=args.expression_strength)
                 frame = clock.time("render", model.render_uint8, source, motion)[0].numpy()
                 if paste is not None:
@@ -219,7 +223,7 @@ def _run(args: argparse.Namespace) -> int:
     tell_notes(notes)
     stages = ", ".join(f"{stage} {value:.1f}" for stage, value in medians.items())
     print(f"{writer.frames} frames in {looped:.1f} s; ms per frame (median): {stages}")
-    print(f"rendering alone: {summary['fps_render']:.0f} fps; all stages: {summary['fps_all']:.0f} fps")
+    print(f"rendering alone: {summary['fps_render']:g} fps; all stages: {summary['fps_all']:g} fps")
     print(f"video: {output}")
     if sheet is not None:
         print(f"contact sheet: {sheet}")
@@ -229,7 +233,7 @@ def _run(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> None:
     check_seconds(args.seconds)
     within("--fps", args.fps, 1, 240)
-    within("--size", args.size, 64, 2048)
+    _animators.check(args)
     if args.face is not None and args.face < 1:
         raise UserError(f"--face counts from 1, got {args.face}")
     within("--pose-strength", args.pose_strength, 0, 3)
@@ -254,26 +258,3 @@ def _resampled(reader: Any, fps: float | None, limit: float | None) -> Iterator[
         held = image
     if fps is not None and held is not None and (limit is None or count / fps < limit):
         yield held, count / fps
-
-
-class _Paste:
-    """Put a rendered crop back into its photo; pixels that did not change stay exactly what they were."""
-
-    def __init__(self, source: Any) -> None:
-        self._photo = source.photo.numpy()
-        self._portrait = source.portrait.numpy()
-        self._box = source.box
-
-    def __call__(self, frame: Image) -> Image:
-        import cv2
-
-        x0, y0, side = self._box
-        changed = (cv2.absdiff(frame, self._portrait).max(2) > 0).astype(np.uint8) * 255
-        changed = cv2.blur(cv2.dilate(changed, np.ones((9, 9), dtype=np.uint8)), (7, 7))
-        how = cv2.INTER_AREA if side < frame.shape[0] else cv2.INTER_CUBIC
-        mask = cv2.resize(changed, (side, side), interpolation=cv2.INTER_LINEAR)[..., None].astype(np.float32) / 255
-        crop = cv2.resize(frame, (side, side), interpolation=how)
-        out = self._photo.copy()
-        under = out[y0 : y0 + side, x0 : x0 + side]
-        out[y0 : y0 + side, x0 : x0 + side] = np.rint(under + mask * (crop.astype(np.float32) - under)).astype(np.uint8)
-        return out

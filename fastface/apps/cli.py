@@ -20,6 +20,7 @@ COMMANDS = {
     "reconstruct": "make a video again from its first frame and 35 numbers a frame, and measure how close it comes",
     "edit": "a picture of a portrait with other poses and expressions",
     "frontalize": "a portrait that looks straight ahead",
+    "stylize": "a portrait with the poses and expressions of four style references (Style Mapping)",
     "encode": "a video of a face to a stream of a few kbit/s: 35 numbers a frame",
     "decode": "such a stream to video again",
     "convert": "a public checkpoint to a checked .safetensors file; a pickled motion template too",

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from fastface.apps import _headgan as shared
-from fastface.apps._common import Image, UserError, check_places, guarded, within
+from fastface.apps._common import UserError, check_places, guarded, labelled, within
 
 _EPILOG = """\
 examples:
@@ -91,7 +91,7 @@ def _run(args: argparse.Namespace) -> int:
         tile = shared.to_image(system.render(source, motion)[0])
         if args.show_3d:
             tile = np.concatenate([shared.to_image(system.draw(source, motion)[0]), tile], 1)
-        lines.append(_labelled(tile, _label(changes, yaw, pitch, roll)))
+        lines.append(labelled(tile, _label(changes, yaw, pitch, roll)))
     picture = media.contact_sheet(lines, columns=len(columns), side=lines[0].shape[0])
     media.write_image(output, picture)
     if args.json:
@@ -135,16 +135,3 @@ def _expression(text: str) -> tuple[str, list[float]]:
 def _label(changes: Sequence[tuple[str, float]], yaw: float, pitch: float, roll: float) -> str:
     turns = [f"{name} {value:+g}" for name, value in (("yaw", yaw), ("pitch", pitch), ("roll", roll)) if value]
     return ", ".join(turns + [f"{key} {value:+g}" for key, value in changes if value]) or "portrait"
-
-
-def _labelled(tile: Image, label: str) -> Image:
-    """The tile with a line of text below it."""
-    import cv2
-
-    scale = tile.shape[0] / 640
-    height = max(14, round(32 * scale))
-    strip = np.full((height, tile.shape[1], 3), 255, dtype=np.uint8)
-    font = cv2.FONT_HERSHEY_SIMPLEX
-    size = min(max(0.35, 0.8 * scale), 0.35 * tile.shape[1] / max(1, 7 * len(label)) * 2)
-    cv2.putText(strip, label, (4, height - height // 4), font, size, (0, 0, 0), 1, cv2.LINE_AA)
-    return np.concatenate([tile, strip], 0)

@@ -42,9 +42,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from fastface import media
-    from fastface.face import FaceTracker
+    from fastface.face import FaceTracker, resized
     from fastface.models.headgan import metrics
-    from fastface.models.headgan.system import resized
 
     check_seconds(args.seconds)
     within("--smoothing", args.smoothing, 0, 100)

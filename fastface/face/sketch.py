@@ -1,4 +1,5 @@
-"""Draws a face as the landmark variant of HeadGAN sees it: the 68 landmarks joined by lines.
+"""Draws a face as its 68 landmarks joined by lines: a driving image of HeadGAN's landmark variant, and Style Mapping's
+facial map.
 
 Source: HeadGAN (arXiv 2012.08261), ablation study, table 3: "sketch images, drawn by connecting 2D landmarks with
 edges".
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from fastface.face.fitting import FaceParameters
 from fastface.face.model import MorphableModel
 
-__all__ = ["LandmarkSketch"]
+__all__ = ["LandmarkSketch", "draw_landmarks"]
 
 # Parts of the 68 points of Multi-PIE: first, last, whether the line closes.
 _PARTS = (
@@ -57,16 +58,25 @@ class LandmarkSketch(nn.Module):
         Raises:
             ValueError: points of another shape.
         """
-        import cv2
+        return draw_landmarks(points, self.size).expand(-1, 3, -1, -1)
 
-        if points.dim() != 3 or points.shape[1] != 68 or points.shape[2] < 2:
-            raise ValueError(f"points must be [B, 68, 2] or [B, 68, 3], got {list(points.shape)}")
-        bits = 4  # OpenCV takes whole numbers of 1/16 pixel
-        images = []
-        for each in np.rint(points[..., :2].cpu().double().numpy() * (1 << bits)).astype(np.int32):
-            image = np.zeros(self.size, dtype=np.uint8)
-            for first, last, closed in _PARTS:
-                cv2.polylines(image, [each[first : last + 1]], closed, 255, 1, cv2.LINE_AA, bits)
-            images.append(image)
-        grey = torch.from_numpy(np.stack(images)).to(points.device).float() / 255
-        return grey[:, None].expand(-1, 3, -1, -1)
+
+def draw_landmarks(points: Tensor, size: tuple[int, int]) -> Tensor:
+    """Landmarks ``[B, 68, 2]`` or ``[B, 68, 3]`` in pixels of an image (H, W) as white lines on black, ``[B, 1, H, W]``
+    in [0, 1].
+
+    Raises:
+        ValueError: points of another shape.
+    """
+    import cv2
+
+    if points.dim() != 3 or points.shape[1] != 68 or points.shape[2] < 2:
+        raise ValueError(f"points must be [B, 68, 2] or [B, 68, 3], got {list(points.shape)}")
+    bits = 4  # OpenCV takes whole numbers of 1/16 pixel
+    images = []
+    for each in np.rint(points[..., :2].cpu().double().numpy() * (1 << bits)).astype(np.int32):
+        image = np.zeros(size, dtype=np.uint8)
+        for first, last, closed in _PARTS:
+            cv2.polylines(image, [each[first : last + 1]], closed, 255, 1, cv2.LINE_AA, bits)
+        images.append(image)
+    return torch.from_numpy(np.stack(images)).to(points.device)[:, None].float() / 255

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -186,6 +187,13 @@ def bad(tmp_path_factory) -> Path:
         (["{portrait}", "--contact-sheet", "{out}"], "image's extension"),
         (["{portrait}", "--contact-sheet", "{out}/kept.txt/a.png"], "expected a folder, got the file"),
         (["{portrait}", "--contact-sheet", "{out}/new/a.png", "-o", "{out}/new"], "would overwrite one another"),
+        (["{portrait}", "--model", "live_portrait"], "needs --weights DIR"),
+        (["{portrait}", "--model", "live_portrait", "--weights", "{bad}"], "appearance_feature_extractor"),
+        (["{portrait}", "--model", "live_portrait", "--untrained", "--size", "256"], "--size is for --model lifted"),
+        (["{portrait}", "--model", "style_mapping"], "needs --weights FILE"),
+        (["{portrait}", "--model", "style_mapping", "--untrained", "--region", "lip"], "is for --model live_portrait"),
+        (["{portrait}", "--weights", "{bad}"], "--weights is for --model live_portrait or style_mapping"),
+        (["{portrait}", "--driving", "{bad}/clip.safetensors"], "a motion template is for --model live_portrait"),
     ],
 )
 def test_bad_input_is_one_line_and_no_file(tmp_path, portrait, bad, capsys, arguments, message) -> None:
@@ -261,3 +269,24 @@ def test_a_real_driving_video_keeps_its_sound(tmp_path, portrait, capsys) -> Non
     assert json.loads(capsys.readouterr().out)["missed_frames"] == 0
     with av.open(str(out)) as container:
         assert container.streams.audio and container.streams.video[0].frames == 30
+
+
+def test_a_model_with_weights_in_the_place_of_lifted(tmp_path, portrait, capsys, monkeypatch) -> None:
+    """LivePortrait, thin and untrained: a preset, then a motion template, pasted into the whole photo."""
+    from fastface.apps import _live_portrait
+    from fastface.models.live_portrait import LivePortrait, LivePortraitMotion, MotionTemplate, save_template
+
+    monkeypatch.setattr(_live_portrait, "open_model", lambda args: LivePortrait.from_random(width=1 / 32))
+    motions = LivePortraitMotion.cat([LivePortraitMotion.of(yaw=float(3 * i)) for i in range(4)])
+    save_template(MotionTemplate(replace(motions, relative=False), 10.0), tmp_path / "clip.safetensors")
+    given = [portrait, "--model", "live_portrait", "--untrained", "--full", "--json"]
+    for rest, frames in (
+        (["--motion", "talk", "--seconds", "0.08", "-o", tmp_path / "a.mp4"], 2),
+        (["--driving", tmp_path / "clip.safetensors", "-o", tmp_path / "b.mp4"], 4),
+    ):
+        assert run(*given, *rest) == 0
+        summary = json.loads(capsys.readouterr().out)
+        assert summary["frames"] == frames
+        with VideoReader(summary["output"]) as reader:
+            image, _ = next(iter(reader))
+        assert image.shape == data.astronaut().shape  # the whole photo

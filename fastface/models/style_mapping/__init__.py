@@ -13,7 +13,7 @@ from fastface.models.style_mapping.generator import (
     SPADEResnetBlock,
 )
 from fastface.models.style_mapping.keypoints import KeypointConfig, KeypointDetector
-from fastface.models.style_mapping.motion import HeadMotion, KeypointMotion, absolute, hull_scale, relative
+from fastface.models.style_mapping.motion import HeadMotion, KeypointMotion, RelativeMotion, hull_scale
 from fastface.models.style_mapping.pose import PoseConfig, PoseExpression, PoseExpressionNetwork
 from fastface.models.style_mapping.style import (
     REFERENCES,
@@ -40,6 +40,7 @@ __all__ = [
     "PoseConfig",
     "PoseExpression",
     "PoseExpressionNetwork",
+    "RelativeMotion",
     "ResidualDecoder",
     "SPADEDecoder",
     "SPADEResnetBlock",
@@ -51,12 +52,10 @@ __all__ = [
     "WarpingNetwork",
     "WarpingOutput",
     "WarpingSource",
-    "absolute",
     "facial_map",
     "hull_scale",
     "layouts",
     "losses",
-    "relative",
     "retrieve_references",
     "stack_patterns",
 ]

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastface.models.style_mapping.blocks import DownBlock2d, ResBlock2d, ResBlock3d, SameBlock2d, UpBlock2d
+from fastface.models.style_mapping.optimized import OptimizedDecoder
 from fastface.models.style_mapping.warping import WarpingNetwork, WarpingSource
 from fastface.nn import SPADE
 
@@ -134,6 +135,9 @@ class SPADEDecoder(nn.Module):
         x = self.up_1(F.interpolate(x, scale_factor=2.0), features)
         x = self.to_image(F.leaky_relu(x, 0.2))
         return torch.sigmoid(F.pixel_shuffle(x, self.config.upscale))
+
+    def optimized(self) -> nn.Module:
+        return OptimizedDecoder(self)
 
 
 class ResidualDecoder(nn.Module):

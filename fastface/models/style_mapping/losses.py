@@ -5,8 +5,9 @@
     style transfer           ||f(φ_mg) - f(φ_s)||² + (||∇f(φ_mg)||₂ - 1)² + L_mg
 
 f is a network of landmarks, φ_mg and φ_s the landmarks of the motion generator and of a style reference, L_mg the
-motion generator's own loss. Source: arXiv 2303.09799 and its supplement. They print no weights between the terms; those
-here are pix2pixHD's (arXiv 1711.11585). The supplement says LSGAN, the published configuration hinge: both are here.
+motion generator's own loss. Source: arXiv 2303.09799 and its supplement. No weights between the terms are printed: those
+of feature matching and of the perceptual term are pix2pixHD's (arXiv 1711.11585), the others follow suit. LSGAN is the
+supplement's, hinge the published configuration's.
 """
 
 from __future__ import annotations
@@ -95,9 +96,15 @@ def reconstruction_loss(image: Tensor, target: Tensor, parts: Tensor | None = No
 
 
 def discriminator_loss(real: Maps, fake: Maps, adversarial: Adversarial = "least_squares") -> Tensor:
-    """Of the discriminator on true and on generated images."""
-    judged = {"least_squares": least_squares, "hinge": hinge}[adversarial]
+    """Of the discriminator on true and on generated images. Raises ValueError for another kind of loss."""
+    judged = least_squares if _is_least_squares(adversarial) else hinge
     return judged(real, True) + judged(fake, False)
+
+
+def _is_least_squares(adversarial: str) -> bool:
+    if adversarial not in ("least_squares", "hinge"):
+        raise ValueError(f"adversarial must be 'least_squares' or 'hinge', got {adversarial!r}")
+    return adversarial == "least_squares"
 
 
 def generator_loss(
@@ -120,10 +127,13 @@ def generator_loss(
         parts: `part_weights`, for the style-aware generator.
         features: gives the feature maps of the perceptual term, such as VGG's; without it there is none.
         keypoints: ``[B, K, 3]`` found in the generated image and those that drove it, for the intermediate generator.
+
+    Raises:
+        ValueError: another kind of adversarial loss.
     """
     weights = weights or LossWeights()
     terms = {
-        "adversarial": least_squares(fake, True) if adversarial == "least_squares" else generator_hinge(fake),
+        "adversarial": least_squares(fake, True) if _is_least_squares(adversarial) else generator_hinge(fake),
         "reconstruction": weights.reconstruction * reconstruction_loss(image, target, parts),
         "feature_matching": weights.feature_matching * feature_matching_loss(real, fake),
     }

@@ -19,7 +19,7 @@ from torch import Tensor
 from fastface.models.style_mapping.keypoints import rotation_matrix, transform_keypoints
 from fastface.models.style_mapping.pose import PoseExpression
 
-__all__ = ["HeadMotion", "KeypointMotion", "absolute", "hull_scale", "relative"]
+__all__ = ["HeadMotion", "KeypointMotion", "RelativeMotion", "hull_scale"]
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,26 @@ class HeadMotion:
         """``C_k = R c_k + τ + ε_k`` of canonical keypoints ``[B, K, 3]`` or ``[1, K, 3]``."""
         return transform_keypoints(canonical, self.rotation, self.translation, self.expression)
 
+    def on(self, canonical: Tensor, source: HeadMotion) -> KeypointMotion:
+        """The absolute motion of canonical keypoints; what the source itself does has no part in it."""
+        return KeypointMotion(self.keypoints(canonical), self.rotation)
+
     def turned(self, *, pitch: float = 0.0, yaw: float = 0.0, roll: float = 0.0) -> HeadMotion:
-        """Degrees further about each axis; ``replace(motion, angles=...)`` faces anywhere instead."""
+        """Degrees further about each axis; ``replace(motion, angles=...)`` faces anywhere instead.
+
+        Pitch > 0 lowers the nose, yaw > 0 turns it to the image's left, roll > 0 tilts the head clockwise.
+        """
         return replace(self, angles=self.angles + self.angles.new_tensor([pitch, yaw, roll]))
+
+    def scaled(self, *, pose: float = 1.0, expression: float = 1.0, since: HeadMotion | None = None) -> HeadMotion:
+        """Pose and expression made weaker or stronger: what departs from `since`, by default from none at all."""
+
+        def scale(name: str, factor: float) -> Tensor:
+            value = getattr(self, name)
+            start = torch.zeros_like(value) if since is None else getattr(since, name)
+            return start + factor * (value - start)
+
+        return HeadMotion(scale("angles", pose), scale("translation", pose), scale("expression", expression))
 
 
 @dataclass(frozen=True)
@@ -74,28 +91,34 @@ class KeypointMotion:
     rotation: Tensor
 
 
-def absolute(canonical: Tensor, driving: HeadMotion) -> KeypointMotion:
-    """The driving frame's pose and expression as they are, on canonical keypoints ``[1, K, 3]`` or ``[B, K, 3]``."""
-    return KeypointMotion(driving.keypoints(canonical), driving.rotation)
+@dataclass(frozen=True)
+class RelativeMotion:
+    """What driving frames changed since the first one of their clip: the relative form of the module's equation.
 
-
-def relative(
-    canonical: Tensor, source: HeadMotion, driving: HeadMotion, first: HeadMotion, *, adapt_scale: bool = True
-) -> KeypointMotion:
-    """What the driving frame changed since its first one, on the source; the module's equation.
-
-    The head turns by what the driving one turned, ``R̄ = R_driving R_firstᵀ R_source``.
-
-    Args:
-        canonical: the source's keypoints ``[1, K, 3]``.
-        source, first: batch 1.
-        adapt_scale: multiply by `hull_scale`; else by 1.
+    Attributes:
+        driving: ``[B]`` frames.
+        first: the clip's first frame, batch 1.
+        adapt_scale: multiply by s, the ratio of the faces' sizes; else by 1.
     """
-    ours, start = source.keypoints(canonical), first.keypoints(canonical)
-    moved = driving.keypoints(canonical) - start
-    if adapt_scale:
-        moved = hull_scale(ours, start)[:, None, None] * moved
-    return KeypointMotion(ours + moved, driving.rotation @ first.rotation.mT @ source.rotation)
+
+    driving: HeadMotion
+    first: HeadMotion
+    adapt_scale: bool = True
+
+    def on(self, canonical: Tensor, source: HeadMotion) -> KeypointMotion:
+        """The same change on the keypoints of a source, ``[1, K, 3]`` and batch 1.
+
+        The head turns by what the driving one turned: ``R̄ = R_driving R_firstᵀ R_source``.
+        """
+        ours, start = source.keypoints(canonical), self.first.keypoints(canonical)
+        moved = self.driving.keypoints(canonical) - start
+        if self.adapt_scale:
+            moved = hull_scale(ours, start)[:, None, None] * moved
+        return KeypointMotion(ours + moved, self.driving.rotation @ self.first.rotation.mT @ source.rotation)
+
+    def scaled(self, *, pose: float = 1.0, expression: float = 1.0) -> RelativeMotion:
+        """A weaker or stronger change."""
+        return replace(self, driving=self.driving.scaled(pose=pose, expression=expression, since=self.first))
 
 
 def hull_scale(kp_source: Tensor, kp_driving: Tensor) -> Tensor:

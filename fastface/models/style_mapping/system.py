@@ -17,11 +17,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fastface.checkpoints import load_checkpoint
-from fastface.checkpoints.loading import read_parts
+from fastface.checkpoints import loading
 from fastface.models.style_mapping.generator import AppearanceEncoder, IntermediateGenerator, SPADEDecoder
 from fastface.models.style_mapping.keypoints import KeypointDetector
-from fastface.models.style_mapping.motion import HeadMotion, KeypointMotion, absolute, relative
+from fastface.models.style_mapping.motion import HeadMotion, KeypointMotion, RelativeMotion
 from fastface.models.style_mapping.pose import PoseExpressionNetwork
 from fastface.models.style_mapping.warping import WarpingConfig, WarpingNetwork, WarpingSource
 
@@ -85,15 +84,23 @@ class StyleMapping(nn.Module):
                 `WarpingConfig`.
 
         Raises:
-            ValueError: a file that cannot be read, lacks a part, or has parts of another layout.
+            ValueError: a file that cannot be read, lacks a part, or has parts of another layout or another number of
+                keypoints.
         """
-        parts = read_parts(path)
+        parts = loading.read_parts(path)
         missing = [part for part in _PARTS if part not in parts]
         if missing:
             found = ", ".join(name or "one state dict" for name in parts)
             raise ValueError(f"{path} must hold {', '.join(_PARTS)}; {', '.join(missing)} missing, found {found}")
-        generator, keypoints, pose = (load_checkpoint(parts[part], f"face_vid2vid.{part}") for part in _PARTS)
+        generator, keypoints, pose = (
+            loading.build(loading.find(f"face_vid2vid.{part}"), parts[part], f"{part} of {path}") for part in _PARTS
+        )
         assert isinstance(generator, IntermediateGenerator)
+        assert isinstance(keypoints, KeypointDetector) and isinstance(pose, PoseExpressionNetwork)
+        counts = [each.config.keypoints for each in (generator.warping, keypoints, pose)]
+        if len(set(counts)) > 1:
+            told = ", ".join(f"{part} {count}" for part, count in zip(_PARTS, counts, strict=True))
+            raise ValueError(f"{path} mixes variants of different numbers of keypoints: {told}")
         warping = generator.warping.with_composition(composition)
         return cls(keypoints, pose, generator.encoder, warping, generator.decoder, linear=linear).eval()
 
@@ -113,27 +120,24 @@ class StyleMapping(nn.Module):
                 linear=linear,
             ).eval()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def prepare(self, portrait: Tensor) -> StyleMappingSource:
         """Everything that depends on the portrait ``[1, 3, H, W]`` alone. Raises ValueError for another shape."""
         if portrait.dim() != 4 or len(portrait) != 1:
             raise ValueError(f"portrait must be [1, 3, H, W], got {list(portrait.shape)}")
         return self._prepare(portrait)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def motion_of(self, frame: Tensor) -> HeadMotion:
         """Pose and expression of frames ``[B, 3, H, W]``."""
         return HeadMotion.of(self.pose(frame))
 
-    @torch.inference_mode()
-    def render(self, source: StyleMappingSource, motion: HeadMotion | KeypointMotion) -> Tensor:
+    @torch.no_grad()
+    def render(self, source: StyleMappingSource, motion: HeadMotion | RelativeMotion | KeypointMotion) -> Tensor:
         """Frames ``[B, 3, H, W]`` in [0, 1] of the portrait in that motion.
 
-        Args:
-            motion: a head's, which is taken as it is (`absolute`), or the keypoints' own, such as `relative` makes.
-
         Raises:
-            ValueError: keypoints of another number than the portrait's.
+            ValueError: an expression of another number of keypoints than the portrait's.
         """
         return self._render(source, motion)
 
@@ -146,37 +150,31 @@ class StyleMapping(nn.Module):
         volume = self.warping.prepare(self.encoder(portrait))
         return StyleMappingSource(canonical, motion, motion.keypoints(canonical), volume)
 
-    def _render(self, source: StyleMappingSource, motion: HeadMotion | KeypointMotion) -> Tensor:
-        if isinstance(motion, HeadMotion):
+    def _render(self, source: StyleMappingSource, motion: HeadMotion | RelativeMotion | KeypointMotion) -> Tensor:
+        if not isinstance(motion, KeypointMotion):
+            expression = (motion if isinstance(motion, HeadMotion) else motion.driving).expression
             expected = source.canonical.shape[1]
-            if motion.expression.shape[1] != expected:
-                raise ValueError(f"expression must be [B, {expected}, 3], got {list(motion.expression.shape)}")
-            motion = absolute(source.canonical, motion)
+            if expression.shape[1] != expected:
+                raise ValueError(f"expression must be [B, {expected}, 3], got {list(expression.shape)}")
+            motion = motion.on(source.canonical, source.motion)
         linear = source.motion.rotation @ motion.rotation.mT if self.linear else None
         return self.decoder(self.warping(source.volume, source.keypoints, motion.keypoints, linear=linear).features)
 
 
 class Driving:
-    """A driving video's frames to motions of one portrait.
+    """Frames of a driving clip, in their order, to motions.
 
     Args:
-        source: the portrait's.
-        relative: what changed since the first frame, put on the portrait's own pose and expression; else the pose and
-            expression of the frames as they are.
+        relative: what changed since the first frame; else the frames' own pose and expression.
         adapt_scale: with `relative`, in proportion to the portrait's face.
     """
 
-    def __init__(
-        self, model: StyleMapping, source: StyleMappingSource, *, relative: bool = True, adapt_scale: bool = True
-    ) -> None:
-        self._model, self._source = model, source
-        self._relative, self._adapt_scale = relative, adapt_scale
+    def __init__(self, model: StyleMapping, *, relative: bool = True, adapt_scale: bool = True) -> None:
+        self._model, self._relative, self._adapt_scale = model, relative, adapt_scale
         self._first: HeadMotion | None = None
 
-    def __call__(self, frame: Tensor) -> KeypointMotion:
+    def __call__(self, frame: Tensor) -> HeadMotion | RelativeMotion:
         """The motion of the next frame ``[1, 3, H, W]`` in [0, 1]."""
-        motion, canonical = self._model.motion_of(frame), self._source.canonical
-        if not self._relative:
-            return absolute(canonical, motion)
+        motion = self._model.motion_of(frame)
         self._first = self._first or motion
-        return relative(canonical, self._source.motion, motion, self._first, adapt_scale=self._adapt_scale)
+        return RelativeMotion(motion, self._first, self._adapt_scale) if self._relative else motion

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fastface import ops
 from fastface.models.style_mapping.blocks import DownBlock3d, SameBlock2d, UpBlock3d
+from fastface.models.style_mapping.optimized import OptimizedDenseMotion
 
 __all__ = ["DenseMotion", "Hourglass", "WarpingConfig", "WarpingNetwork", "WarpingOutput", "WarpingSource"]
 
@@ -131,6 +132,9 @@ class DenseMotion(nn.Module):
         """Logits ``[B, K+1, D, h, w]`` and occlusion ``[B, 1, h, w]``."""
         prediction = self.hourglass(ops.pack_motions(compressed, kp_source, kp_driving, linear=linear))
         return self.mask(prediction), torch.sigmoid(self.occlusion(prediction.flatten(1, 2)))
+
+    def optimized(self) -> nn.Module:
+        return OptimizedDenseMotion(self)
 
 
 class WarpingNetwork(nn.Module):
