@@ -50,6 +50,9 @@ def _run(args: argparse.Namespace) -> int:
         print(json.dumps({"output": str(output), "parts": [asdict(each) for each in done]}))
         return 0
     for each in done:
+        if each.layout is None:
+            print(f"{each.part}: left out, its {each.entries} entries are of no known layout")
+            continue
         print(f"{each.layout}{f', part {each.part}' if each.part else ''}")
         print(
             f"  {each.entries} entries, {each.parameters / 1e6:.2f} million numbers, "

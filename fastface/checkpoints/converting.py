@@ -22,7 +22,7 @@ class Conversion:
 
     Attributes:
         part: its name in the file, "" for the only one.
-        layout: what it was recognised as.
+        layout: what it was recognised as; None for a part of no known layout beside others, which is left out.
         config: the variant that its shapes tell, as the module's configuration prints it.
         entries: in the checkpoint.
         folded: spectral norms that became plain weights.
@@ -30,7 +30,7 @@ class Conversion:
     """
 
     part: str
-    layout: str
+    layout: str | None
     config: dict[str, Any]
     entries: int
     folded: int
@@ -63,7 +63,7 @@ def convert(source: str | Path, target: str | Path, layout: str | None = None) -
     """Write a public checkpoint as .safetensors, its names kept and its spectral norm folded; check that it loads.
 
     A file of several state dicts (face-vid2vid's, LivePortrait's retargeting) becomes one whose names begin with the
-    part's, which `load_checkpoint` reads as it reads the original.
+    part's, which `load_checkpoint` reads as it reads the original; what no layout knows (a discriminator) is left out.
 
     Args:
         layout: what the file is; by default its entries tell.
@@ -83,9 +83,13 @@ def convert(source: str | Path, target: str | Path, layout: str | None = None) -
             raise ValueError(f"{source} holds {', '.join(parts)}, none of which is {part!r} of layout {layout}")
         parts = {"": parts[part]}
     done, tensors = [], {}
+    kept = _known(parts, source) if layout is None else dict.fromkeys(parts, layout)
     for part, state in parts.items():
-        what = f"{part} of {source}" if part else f"the checkpoint {source}"
-        found = loading.find(layout or recognise(state, what))
+        what = _what(part, source)
+        if part not in kept:
+            done.append(Conversion(part, None, {}, len(state), 0, 0))
+            continue
+        found = loading.find(kept[part])
         module = loading.build(found, state, what)
         folded = loading.fold_spectral_norm(loading.without_prefix(state))
         config = getattr(module, "config", None)
@@ -93,14 +97,31 @@ def convert(source: str | Path, target: str | Path, layout: str | None = None) -
         count = sum(tensor.numel() for tensor in folded.values())
         norms = sum(name.endswith(("weight_orig", "weight.original")) for name in state)
         done.append(Conversion(part, found.name, told, len(state), norms, count))
-        prefix = f"{part}." if len(parts) > 1 else ""
+        prefix = f"{part}." if len(kept) > 1 else ""
         tensors.update({prefix + name: tensor.contiguous() for name, tensor in folded.items()})
-    metadata = {"format": "pt", "fastface.layouts": json.dumps({each.part: each.layout for each in done})}
-    if len(parts) > 1:
-        metadata[loading.PARTS] = ",".join(parts)
+    metadata = {"format": "pt", "fastface.layouts": json.dumps(kept)}
+    if len(kept) > 1:
+        metadata[loading.PARTS] = ",".join(kept)
     with replacing(target) as temporary:
         save_file(tensors, temporary, metadata)
     return done
+
+
+def _what(part: str, source: str | Path) -> str:
+    return f"{part} of {source}" if part else f"the checkpoint {source}"
+
+
+def _known(parts: Mapping[str, Mapping[str, Tensor]], source: str | Path) -> dict[str, str]:
+    """The layout of every part that has one; ValueError where none has."""
+    known, fault = {}, None
+    for part, state in parts.items():
+        try:
+            known[part] = recognise(state, _what(part, source))
+        except ValueError as error:
+            fault = fault or error
+    if not known and fault is not None:
+        raise fault
+    return known
 
 
 def _builds(layout: loading.Layout, state: Mapping[str, Tensor]) -> bool:

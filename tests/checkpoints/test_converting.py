@@ -60,6 +60,10 @@ def test_a_file_of_several(states, tmp_path: Path) -> None:
     for name in SMALL:
         for file in ("in.pth", "out.safetensors"):
             assert same(load_checkpoint(tmp_path / file, name), load_checkpoint(states[name], name))
+    torch.save({**parts, "discriminator": {"conv.weight": torch.zeros(2, 3)}, "epoch": 7}, tmp_path / "more.pth")
+    done = convert(tmp_path / "more.pth", tmp_path / "less.safetensors")
+    assert [each.layout for each in done] == [*PARTS.values(), None]
+    assert list(read_parts(tmp_path / "less.safetensors")) == list(PARTS)
     (one,) = convert(tmp_path / "in.pth", tmp_path / "lip.safetensors", SMALL[1])
     assert one.layout == SMALL[1]
     assert same(load_checkpoint(tmp_path / "lip.safetensors", SMALL[1]), load_checkpoint(states[SMALL[1]], SMALL[1]))

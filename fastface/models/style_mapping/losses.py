@@ -5,7 +5,7 @@
     style transfer           ||f(φ_mg) - f(φ_s)||² + (||∇f(φ_mg)||₂ - 1)² + L_mg
 
 f is a network of landmarks, φ_mg and φ_s the landmarks of the motion generator and of a style reference, L_mg the
-motion generator's own loss. Source: arXiv 2303.09799 and its supplement. No weights between the terms are printed: those
+motion generator's own loss. Source: arXiv 2303.09799 and its supplement. No weights between terms are printed: those
 of feature matching and of the perceptual term are pix2pixHD's (arXiv 1711.11585), the others follow suit. LSGAN is the
 supplement's, hinge the published configuration's.
 """
