@@ -41,7 +41,7 @@ class Case:
 
     `contenders` maps a provider (eager, compile, or a backend) to the call; `checks` judges a contender before it is
     timed. `bytes` and `flops` are the model's: every input read once, every output written once. `make` is called under
-    `threads` threads.
+    `threads` threads. `kernels` has the launches of a call counted on a GPU.
     """
 
     op: str
@@ -55,6 +55,7 @@ class Case:
     bytes: int = 0
     flops: int = 0
     threads: int = field(default_factory=torch.get_num_threads)
+    kernels: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,8 @@ def run_case(case: Case, seconds: float = 3.0) -> list[Row]:
         good = {name: call for name, call in contenders.items() if name not in verdicts or verdicts[name].ok}
         peaks = {name: _peak_mib(call, case.device) for name, call in good.items()}
         samples, timing, host = _measure(good, case.device, seconds)
+        if case.kernels and case.device == "cuda":
+            timing |= {name: f"{timing[name]}, {_kernels(call)} kernels" for name, call in good.items()}
         return [
             _row(case, name, verdicts.get(name), samples, timing.get(name, ""), host.get(name), peaks.get(name))
             for name in contenders
@@ -220,6 +223,14 @@ def captured(call: Callable[[], object]) -> Callable[[], object]:
     finally:
         torch.cuda.synchronize()
     return graph.replay
+
+
+def _kernels(call: Callable[[], object]) -> int:
+    """How many kernels a call launches."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiled:
+        call()
+        torch.cuda.synchronize()
+    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profiled.events())
 
 
 def _peak_mib(call: Callable[[], object], device: str) -> float | None:

@@ -10,8 +10,8 @@
 #include "cpu_memory.h"
 #include "raster_cpu.h"
 #include "spade_cpu.h"
+#include "tiled_conv_tier.h"
 #include "warp_cpu.h"
-#include "winograd_tier.h"
 
 namespace py = pybind11;
 
@@ -100,29 +100,42 @@ void run_raster(const raster::PyParams& arguments, int threads) {
   run_tier(threads, FASTFACE_TIERS(raster, run), raster::to_params(arguments));
 }
 
-// (batch, height, width, channels), (first, count, rows), image, its strides, tiles, bias.
-using WinogradParams =
-    std::tuple<std::array<int64_t, 4>, std::array<int64_t, 3>, uintptr_t, std::array<int64_t, 3>, uintptr_t, uintptr_t>;
+// (batch, depth, height, width, channels), (outputs, out_height, out_width), (taps, tile, pad), x, its strides, out,
+// its strides, filters, bias, activate, slope.
+using TiledConvParams =
+    std::tuple<std::array<int64_t, 5>, std::array<int64_t, 3>, std::array<int64_t, 3>, uintptr_t,
+               std::array<int64_t, 5>, uintptr_t, std::array<int64_t, 5>, uintptr_t, uintptr_t, bool, double>;
 
-void run_winograd(bool input, const WinogradParams& arguments, int threads) {
-  const auto& [sizes, part, image, strides, tiles, bias] = arguments;
-  winograd::Params params;
-  params.batch = sizes[0];
-  params.height = sizes[1];
-  params.width = sizes[2];
-  params.channels = sizes[3];
-  params.first = part[0];
-  params.count = part[1];
-  params.rows = part[2];
-  params.image = to_pointer<float>(image);
-  for (int i = 0; i < 3; ++i) params.stride[i] = strides[i];
-  params.tiles = to_pointer<float>(tiles);
-  params.bias = to_pointer<const float>(bias);
-  if (input) {
-    run_tier(threads, FASTFACE_TIERS(winograd, input), params);
-  } else {
-    run_tier(threads, FASTFACE_TIERS(winograd, output), params);
+void run_tiled_conv(const TiledConvParams& arguments, int threads) {
+  const auto& [input, output, how, x, x_stride, out, out_stride, filters, bias, activate, slope] = arguments;
+  tiled_conv::Params params;
+  params.batch = input[0];
+  params.depth = input[1];
+  params.height = input[2];
+  params.width = input[3];
+  params.channels = input[4];
+  params.outputs = output[0];
+  params.out_height = output[1];
+  params.out_width = output[2];
+  params.taps = how[0];
+  params.tile = how[1];
+  params.pad = how[2];
+  params.x = to_pointer<const float>(x);
+  params.out = to_pointer<float>(out);
+  for (int i = 0; i < 5; ++i) {
+    params.x_stride[i] = x_stride[i];
+    params.out_stride[i] = out_stride[i];
   }
+  params.filters = to_pointer<const float>(filters);
+  params.bias = to_pointer<const float>(bias);
+  params.activate = activate;
+  params.slope = static_cast<float>(slope);
+  View<5> written;
+  written.data = params.out;
+  written.dtype = DType::kFloat32;
+  for (int i = 0; i < 5; ++i) written.stride[i] = params.out_stride[i];
+  advise_large_pages<5>(written, {params.batch, params.outputs, params.depth, params.out_height, params.out_width});
+  run_tier(threads, FASTFACE_TIERS(tiled_conv, convolve), params);
 }
 
 }  // namespace
@@ -136,5 +149,5 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("warp", &fastface::run_warp);
   m.def("spade", &fastface::run_spade);
   m.def("raster", &fastface::run_raster);
-  m.def("winograd", &fastface::run_winograd);
+  m.def("tiled_conv", &fastface::run_tiled_conv);
 }

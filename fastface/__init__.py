@@ -14,6 +14,7 @@ from fastface.ops import explain
 
 __all__ = [
     "__version__",
+    "accelerate",
     "apps",
     "audio",
     "checkpoints",
@@ -25,10 +26,15 @@ __all__ = [
     "models",
     "nn",
     "ops",
+    "restore",
 ]
 
 _LAZY_MODULES = ("apps", "audio", "checkpoints", "engine", "face", "media", "models", "nn")
-_LAZY_FUNCTIONS = {"load_checkpoint": "checkpoints"}
+_LAZY_FUNCTIONS = {
+    "accelerate": "engine.accelerate",
+    "load_checkpoint": "checkpoints",
+    "restore": "engine.accelerate",
+}
 
 
 def __getattr__(name: str) -> Any:

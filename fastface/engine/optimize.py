@@ -1,61 +1,88 @@
 """Exact rewrites of a model for inference.
 
-Each changes the order of arithmetic, never the formula: a norm folded into the convolution before it, a spectral norm
-into its weight, convolutions of one input merged into one, 3x3 convolutions by Winograd's algorithm, channels_last.
-What a module knows of itself it says in ``optimized()``, which returns its rewritten form; what is true of any model is
-done here.
+Each changes the order of arithmetic, never the formula: norms folded into convolutions and weights, convolutions of one
+input merged into one, convolutions over upsampled maps computed before the upsampling, 3x3 convolutions by Winograd's
+algorithm, large ones by Fourier's, channels_last. What a module knows of itself it says in ``optimized()``, which
+returns its rewritten form; what is true of any model is found by structure.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize, remove_spectral_norm
-from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch.nn.utils.spectral_norm import SpectralNorm
 
-from fastface.engine.winograd import WinogradConv2d, suits_winograd
+from fastface.engine.fold import fold_spectral_norm
+from fastface.engine.lowering import lower
+from fastface.engine.polyphase import PolyphaseConv
+from fastface.engine.report import Costs, OptimizeReport, Step, count, total
+from fastface.engine.structure import rewrite_structure
 
 __all__ = ["Rewritable", "optimize"]
-
-_FOLDABLE = ((nn.Conv1d, nn.BatchNorm1d), (nn.Conv2d, nn.BatchNorm2d), (nn.Conv3d, nn.BatchNorm3d))
-
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 @runtime_checkable
 class Rewritable(Protocol):
-    """A module that knows an exact and faster form of itself."""
+    """A module that knows an exact and faster form of itself.
+
+    That form may say what it did in an attribute ``rewrites``: for each rewrite its name, the parts that it took and
+    those that it made, as of a `fastface.engine.Step` whose paths begin at the module.
+    """
 
     def optimized(self) -> nn.Module: ...
 
 
-def optimize(module: ModuleT, *, channels_last: bool = True, winograd: bool = True) -> ModuleT:
+def optimize(
+    module: ModuleT,
+    *,
+    example: tuple[Any, ...] | None = None,
+    channels_last: bool = True,
+    polyphase: bool = True,
+    winograd: bool = True,
+    fft: bool = True,
+) -> ModuleT:
     """A copy of `module` for inference that computes the same, to 1e-4 of the output's range in float32.
 
-    Spectral norm is folded into weights, batch norm into the convolution before it (in an `nn.Sequential`); every part
-    that has an ``optimized()`` becomes what that returns. The copy is in evaluation mode, without gradients, and meant
-    for the device that `module` is on; `module` itself is untouched.
+    Spectral norm is folded into weights, batch norm into the convolution before it; every part that has an
+    ``optimized()`` becomes what that returns; convolutions of one input are merged, those behind an upsampling to the
+    nearest are computed before it. The copy is in evaluation mode, without gradients, and meant for the device and the
+    dtype that `module` has; `module` itself is untouched. What was done is in its ``report``, an `OptimizeReport`.
 
     Args:
-        channels_last: store 4-dimensional weights so, which makes the results channels_last too.
-        winograd: on a CPU compute 3x3 convolutions of 64 channels and more by `WinogradConv2d`.
+        example: arguments of ``forward`` of the real size, from which the report gets its numbers; nothing is computed
+            with them.
+        channels_last: store the weights of convolutions so, which makes the results channels_last too.
+        polyphase: compute convolutions over upsampled maps from the maps before, where that is the fastest way.
+        winograd: on a CPU compute 3x3 and 3x3x3 convolutions in float32 by Winograd's algorithm, where that pays.
+        fft: on a CPU compute large 3D kernels in float32 by Fourier transforms, where that pays.
     """
     copied = copy.deepcopy(module, _computed(module)).eval().requires_grad_(False)
-    for part in list(copied.modules()):
-        _fold_spectral_norm(part)
-    result = _rewrite(copied)
-    for part in list(result.modules()):
-        if isinstance(part, nn.Sequential):
-            _fold_batch_norm(part)
-    if winograd:
-        _replace_convs(result)
+    report = OptimizeReport()
+
+    def costs(of: nn.Module) -> Costs | None:
+        return None if example is None else count(of, lambda: of(*example))
+
+    plain = costs(copied)
+    folded = [path for path, part in copied.named_modules() if fold_spectral_norm(part)]
+    steps = [Step("spectral norm folded", (path,), (path,)) for path in folded]
+    result, declared = _rewrite(copied, "")
+    merged = costs(result)
+    report.add([*steps, *declared], plain, merged)
+    result, found = rewrite_structure(result)
+    joined = costs(result)
+    report.add(found, merged, joined)
+    result, lowered = lower(result, polyphase=polyphase, winograd=winograd, fft=fft)
     if channels_last:
-        result.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in the stubs of torch
+        _store_channels_last(result)
+    final = costs(result)
+    report.add(lowered, joined, final)
+    if plain is not None and final is not None:
+        report.before, report.after = total(plain), total(final)
+    result.report = report  # type: ignore[assignment]  # not a part of the module's state
     return cast(ModuleT, result)  # a rewritten form is called as the original is
 
 
@@ -65,45 +92,24 @@ def _computed(module: nn.Module) -> dict[int, Tensor]:
     return {id(value): value.detach().clone() for value in values if isinstance(value, Tensor) and not value.is_leaf}
 
 
-def _rewrite(module: nn.Module) -> nn.Module:
+def _rewrite(module: nn.Module, path: str) -> tuple[nn.Module, list[Step]]:
     """Outermost first: a part that is merged by its parent is not there any more to be rewritten alone."""
+    steps: list[Step] = []
     if isinstance(module, Rewritable):
         module = module.optimized().eval().requires_grad_(False)
+        steps += [Step(*step).within(path) for step in getattr(module, "rewrites", ())]
     for name, child in list(module.named_children()):
-        rewritten = _rewrite(child)
+        rewritten, found = _rewrite(child, f"{path}.{name}" if path else name)
+        steps += found
         if rewritten is not child:
             module._modules[name] = rewritten
-    return module
+    return module, steps
 
 
-def _replace_convs(module: nn.Module) -> None:
-    for name, child in list(module.named_children()):
-        if isinstance(child, nn.Conv2d) and suits_winograd(child):
-            module._modules[name] = WinogradConv2d(child)
-        else:
-            _replace_convs(child)
-
-
-def _fold_spectral_norm(module: nn.Module) -> None:
-    """Weights as they are computed in evaluation mode, whatever they are computed from."""
-    if parametrize.is_parametrized(module):
-        assert isinstance(module.parametrizations, nn.ModuleDict)
-        values = {name: getattr(module, name).detach() for name in module.parametrizations}
-        # Not remove_parametrizations: it takes the property off the class, which the original module still has.
-        module.__class__ = type(module).__mro__[1]
-        del module.parametrizations
-        for name, value in values.items():
-            module.register_parameter(name, nn.Parameter(value, requires_grad=False))
-    for hook in list(module._forward_pre_hooks.values()):
-        if isinstance(hook, SpectralNorm):
-            remove_spectral_norm(module, hook.name)
-
-
-def _fold_batch_norm(sequence: nn.Sequential) -> None:
-    """Convolution and batch norm become one convolution; an identity keeps the numbering."""
-    for index in range(len(sequence) - 1):
-        conv, norm = sequence[index], sequence[index + 1]
-        for convs, norms in _FOLDABLE:
-            if isinstance(conv, convs) and isinstance(norm, norms) and norm.track_running_stats:
-                sequence[index] = fuse_conv_bn_eval(conv, norm)
-                sequence[index + 1] = nn.Identity()
+def _store_channels_last(module: nn.Module) -> None:
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for part in module.modules():
+        if isinstance(part, (nn.Conv2d, nn.Conv3d, PolyphaseConv)):
+            for parameter in part.parameters():
+                if parameter.dim() in formats:
+                    parameter.data = parameter.data.contiguous(memory_format=formats[parameter.dim()])

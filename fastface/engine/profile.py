@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -11,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastface.engine.winograd import WinogradConv2d
+from fastface.engine._tiled_conv import TiledConv
+from fastface.engine.convs import FoldedConv2d
+from fastface.engine.polyphase import PolyphaseConv
 
 __all__ = ["LayerTime", "layer_times", "table"]
 
@@ -81,11 +84,14 @@ def _wait() -> None:
 
 
 def _multiply_adds(part: nn.Module, output: Any) -> float:
-    if isinstance(part, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and isinstance(output, Tensor):
+    """Of the definition, so that the rates of ways to compute it compare."""
+    if not isinstance(output, Tensor):
+        return 0.0
+    if isinstance(part, (nn.Conv1d, nn.Conv2d, nn.Conv3d, TiledConv)):
         return output.numel() * part.weight[0].numel()
-    if isinstance(part, WinogradConv2d) and isinstance(output, Tensor):
-        return output.numel() * part.in_channels * 9  # of the definition, so that rates compare
-    if isinstance(part, nn.Linear) and isinstance(output, Tensor):
+    if isinstance(part, (PolyphaseConv, FoldedConv2d)):
+        return output.numel() * part.in_channels * math.prod(part.kernel_size)
+    if isinstance(part, nn.Linear):
         return output.numel() * part.in_features
     return 0.0
 

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastface import ops
+from fastface.nn.conv import ActivatedConv, UpsampledConv, merge_convs
 
-__all__ = ["SPADE", "AdaIN", "InstanceNorm", "MergedSPADE", "merge_convs", "resize_nearest"]
+__all__ = ["SPADE", "AdaIN", "InstanceNorm", "MergedSPADE", "ModulatedNorm", "UpsampledModulation", "resize_nearest"]
 
 
 class _Norm(nn.Module):
@@ -16,10 +17,17 @@ class _Norm(nn.Module):
         super().__init__()
         self.activation, self.slope, self.eps, self.backend = activation, slope, eps, backend
 
-    def normalize(self, x: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
+    def normalize(
+        self,
+        x: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        stats: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         return ops.modulated_norm(
-            x, gamma, beta, eps=self.eps, activation=self.activation, slope=self.slope, backend=self.backend
-        )
+            x, gamma, beta, stats=stats,
+            eps=self.eps, activation=self.activation, slope=self.slope, backend=self.backend,
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
         return f"activation={self.activation}, eps={self.eps}"
@@ -44,6 +52,29 @@ class InstanceNorm(_Norm):
     def forward(self, x: Tensor) -> Tensor:
         shape = x.shape[:2]
         return self.normalize(x, (self.weight - 1).expand(shape), self.bias.expand(shape))
+
+
+class ModulatedNorm(_Norm):
+    """`fastface.ops.modulated_norm` with its options held."""
+
+    def __init__(
+        self, *, activation: str | None = None, slope: float = 0.2, eps: float = 1e-5, backend: str | None = None
+    ) -> None:
+        super().__init__(activation, slope, eps, backend)
+
+    @classmethod
+    def of(cls, spade: SPADE) -> ModulatedNorm:
+        """A `SPADE` behind its convolutions."""
+        return cls(activation=spade.activation, slope=spade.slope, eps=spade.eps, backend=spade.backend)
+
+    def forward(
+        self,
+        x: Tensor,
+        gamma: Tensor | None = None,
+        beta: Tensor | None = None,
+        stats: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        return self.normalize(x, gamma, beta, stats)
 
 
 class SPADE(_Norm):
@@ -101,41 +132,34 @@ class MergedSPADE(_Norm):
 class _SharedAndMerged(nn.Module):
     """A `SPADE` of its own, its modulation merged."""
 
+    rewrites = (("gamma|beta merged", ("gamma", "beta"), ("norm.modulation",)),)
+
     def __init__(self, spade: SPADE) -> None:
         super().__init__()
-        self.shared, self.norm = spade.shared, spade.merged()
+        self.shared, self.norm = ActivatedConv(spade.shared, "relu"), spade.merged()
 
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
-        hidden = F.relu_(self.shared(resize_nearest(modulation, x.shape[2], x.shape[3])))
-        return self.norm(x, hidden)
+        return self.norm(x, self.shared(resize_nearest(modulation, x.shape[2], x.shape[3])))
 
 
-def merge_convs(*convs: nn.Conv2d) -> nn.Conv2d:
-    """One convolution that computes several of the same input, their outputs one after the other.
+class UpsampledModulation(nn.Module):
+    """The modulations of several `SPADE` whose common map is upsampled by a whole number, from the map before.
 
-    Raises:
-        ValueError: convolutions that differ in more than their number of outputs.
+    The owner calls `shared`, takes each norm's part of what it gives, and gives that to its one of `convs`. They are
+    together here since a faster form of both may hand on each distinct row of the upsampled map once.
+
+    Args:
+        shared: the shared convolutions, merged.
+        convs: gamma and beta, merged, of each norm.
+        scale: of the map.
     """
-    first = convs[0]
-    kinds = {(c.in_channels, c.kernel_size, c.stride, c.padding, c.dilation, c.groups, c.padding_mode) for c in convs}
-    if len(kinds) > 1 or first.groups != 1 or any(c.bias is None for c in convs):
-        raise ValueError(f"convolutions must differ in their outputs alone, got {sorted(map(str, kinds))}")
-    merged = nn.utils.skip_init(
-        nn.Conv2d,
-        first.in_channels,
-        sum(c.out_channels for c in convs),
-        first.kernel_size,
-        stride=first.stride,
-        padding=first.padding,
-        dilation=first.dilation,
-        padding_mode=first.padding_mode,
-        device=first.weight.device,
-        dtype=first.weight.dtype,
-    )
-    with torch.no_grad():
-        merged.weight.copy_(torch.cat([c.weight for c in convs]))
-        merged.bias.copy_(torch.cat([c.bias for c in convs if c.bias is not None]))
-    return merged
+
+    shared: nn.Module
+
+    def __init__(self, shared: nn.Conv2d, convs: list[nn.Conv2d], scale: int) -> None:
+        super().__init__()
+        self.shared = ActivatedConv(UpsampledConv(shared, (scale, scale)), "relu")
+        self.convs = nn.ModuleList(convs)
 
 
 class AdaIN(_Norm):

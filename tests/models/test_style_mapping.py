@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastface import ops
+from fastface import engine, ops
 from fastface.checkpoints import load_checkpoint
 from fastface.models import style_mapping
 from fastface.models.live_portrait import KeypointMLP
@@ -20,12 +21,23 @@ from tests import goldens
 BACKENDS = ["reference", "cpu"]
 
 
-def golden(layout: str):
-    """Module, inputs and stored outputs."""
-    recipe, arrays = goldens.load(f"{layout}.npz")
+@functools.lru_cache(maxsize=1)
+def loaded(layout: str, optimized: bool) -> nn.Module:
     state = goldens.seeded_state_dict(layout)
-    goldens.check_weights(state, recipe)
-    return load_checkpoint(state, layout), goldens.make_inputs(recipe), arrays
+    goldens.check_weights(state, goldens.load(f"{layout}.npz")[0])
+    module = load_checkpoint(state, layout)
+    return engine.optimize(module) if optimized else module
+
+
+@pytest.fixture(params=["plain", "optimized"])
+def golden(request: pytest.FixtureRequest):
+    """Module, inputs and stored outputs of a layout; the module as it is and rewritten."""
+
+    def load(layout: str):
+        recipe, arrays = goldens.load(f"{layout}.npz")
+        return loaded(layout, request.param == "optimized"), goldens.make_inputs(recipe), arrays
+
+    return load
 
 
 def assert_near(result: Tensor, arrays, name: str, limit: float) -> None:
@@ -34,13 +46,13 @@ def assert_near(result: Tensor, arrays, name: str, limit: float) -> None:
 
 
 @torch.no_grad()
-def test_appearance_goldens() -> None:
+def test_appearance_goldens(golden) -> None:
     encoder, given, arrays = golden("live_portrait.appearance_feature_extractor")
     assert_near(encoder(given["image"]), arrays, "feature_3d", 1e-4)
 
 
 @torch.no_grad()
-def test_motion_goldens() -> None:
+def test_motion_goldens(golden) -> None:
     extractor, given, arrays = golden("live_portrait.motion_extractor")
     motion = extractor(given["image"])
     for name in ("pitch", "yaw", "roll", "scale"):
@@ -56,7 +68,7 @@ def test_motion_goldens() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_warping_goldens(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warping_goldens(golden, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTFACE_BACKEND", backend)
     warping, given, arrays = golden("live_portrait.warping_module")
     source = warping.prepare(given["feature_3d"])
@@ -72,14 +84,14 @@ def test_warping_goldens(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_spade_generator_goldens(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spade_generator_goldens(golden, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTFACE_BACKEND", backend)
     decoder, given, arrays = golden("live_portrait.spade_generator")
     assert_near(decoder(given["feature"]), arrays, "image", 5e-5)
 
 
 @torch.no_grad()
-def test_stitching_and_retargeting_goldens() -> None:
+def test_stitching_and_retargeting_goldens(golden) -> None:
     stitching, given, arrays = golden("live_portrait.stitching")
     change = stitching(given["kp_source"], given["kp_driving"])
     assert_near(change, arrays, "delta", 1e-5)
@@ -91,14 +103,14 @@ def test_stitching_and_retargeting_goldens() -> None:
 
 
 @torch.no_grad()
-def test_keypoint_detector_goldens() -> None:
+def test_keypoint_detector_goldens(golden) -> None:
     detector, given, arrays = golden("face_vid2vid.kp_detector")
     assert_near(detector.heatmaps(given["image"]), arrays, "heatmap_logits", 3e-4)
     assert_near(detector(given["image"]), arrays, "value", 5e-5)
 
 
 @torch.no_grad()
-def test_pose_goldens() -> None:
+def test_pose_goldens(golden) -> None:
     network, given, arrays = golden("face_vid2vid.he_estimator")
     pose = network(given["image"])
     for name in ("yaw", "pitch", "roll"):
@@ -113,7 +125,7 @@ def test_pose_goldens() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_generator_goldens(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generator_goldens(golden, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTFACE_BACKEND", backend)
     generator, given, arrays = golden("face_vid2vid.generator")
     source = generator.prepare(given["image"])

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastface.nn import SPADE, AdaIN, InstanceNorm, merge_convs, resize_nearest
+from fastface.nn import SPADE, ActivatedConv, AdaIN, InstanceNorm, merge_convs, resize_nearest
 
 __all__ = ["Encoding", "FlowNetwork", "Generator", "GeneratorConfig", "GeneratorOutput", "RenderingNetwork", "warp"]
 
@@ -127,15 +127,20 @@ class SPADEBlock(nn.Module):
 class _MergedSPADEBlock(nn.Module):
     """A `SPADEBlock` whose two shared convolutions, which read the same map, are one."""
 
+    rewrites = (
+        ("shared convolutions of one map merged", ("norm?.shared",), ("shared",)),
+        ("gamma|beta merged", ("norm?.gamma", "norm?.beta"), ("norm?.modulation",)),
+    )
+
     def __init__(self, block: SPADEBlock) -> None:
         super().__init__()
-        self.shared = merge_convs(block.norm0.shared, block.norm1.shared)
+        self.shared = ActivatedConv(merge_convs(block.norm0.shared, block.norm1.shared), "relu")
         self.norm0, self.conv0 = block.norm0.merged(), block.conv0
         self.norm1, self.conv1 = block.norm1.merged(), block.conv1
         self.residual = block.residual
 
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
-        hidden = F.relu_(self.shared(resize_nearest(modulation, x.shape[2], x.shape[3])))
+        hidden = self.shared(resize_nearest(modulation, x.shape[2], x.shape[3]))
         hidden0, hidden1 = hidden.chunk(2, dim=1)
         dx = self.conv0(self.norm0(x, hidden0))
         dx = self.conv1(self.norm1(dx, hidden1))
