@@ -57,6 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Refuse options of another model."""
+    from fastface.apps._live_portrait import TEMPLATES
+
     for name, (model, default) in _ONLY.items():
         if getattr(args, name) != default and args.model != model:
             raise UserError(f"--{name.replace('_', '-')} is for --model {model}, got --model {args.model}")
@@ -64,8 +66,12 @@ def check(args: argparse.Namespace) -> None:
         for name in ("weights", "untrained", "absolute"):
             if getattr(args, name):
                 raise UserError(f"--{name} is for --model live_portrait or style_mapping, got --model lifted")
-    if args.driving and Path(args.driving).suffix == ".safetensors" and args.model != "live_portrait":
+    if args.driving and Path(args.driving).suffix in TEMPLATES and args.model != "live_portrait":
         raise UserError(f"a motion template is for --model live_portrait, got {args.driving}")
+    if args.driving and Path(args.driving).suffix in TEMPLATES and args.smoothing != 1:
+        raise UserError(f"--smoothing is for a driving video, got the motion template {args.driving}")
+    if args.model == "live_portrait" and args.absolute and (args.pose_strength, args.expression_strength) != (1, 1):
+        raise UserError("--pose-strength and --expression-strength scale relative motions, not those of --absolute")
     within("--size", args.size, 64, 2048)
 
 
@@ -93,7 +99,7 @@ def _lifted(args: argparse.Namespace) -> Animator:
 def _live_portrait(args: argparse.Namespace) -> Animator:
     from fastface.apps import _live_portrait as shared
 
-    clip = shared.open_template(args.driving)
+    clip = shared.open_template(args)
     model = shared.open_model(args)
     return Animator(
         model=model,
@@ -108,7 +114,7 @@ def _style_mapping(args: argparse.Namespace) -> Animator:
     from fastface.apps import _style_mapping as shared
 
     shared.check_weights(args.weights, args.untrained, "--weights")
-    model = shared.Animator(shared.open_model(args.weights))
+    model = shared.Animator(shared.open_model(args.weights, args.backend))
     return Animator(
         model=model,
         driver=lambda: shared.VideoDriving(model, relative=not args.absolute, smoothing=args.smoothing),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
         LivePortraitSource,
         MotionTemplate,
     )
+
+TEMPLATES = (".safetensors", ".pkl", ".pickle")  # extensions of motion templates
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,13 +77,21 @@ def open_driver(model: LivePortrait, args: argparse.Namespace) -> LivePortraitDr
     return LivePortraitDriving(model, relative=not args.absolute, smoothing=args.smoothing, retarget=args.retarget)
 
 
-def open_template(path: str | None) -> MotionTemplate | None:
-    """The motion template that --driving names, or None for a video: its `at(seconds)` is the motion."""
+def open_template(args: argparse.Namespace) -> MotionTemplate | None:
+    """The motion template that --driving names, or None for a video: its `at(seconds)` is the motion.
+
+    Of its openings of eyes and lips those are kept that --retarget asks for, as of a video's.
+    """
     from fastface.models.live_portrait import load_template
 
-    if path is None or Path(path).suffix not in (".safetensors", ".pkl", ".pickle"):
+    if args.driving is None or Path(args.driving).suffix not in TEMPLATES:
         return None
-    return load_template(path)
+    if args.absolute:
+        raise UserError(f"--absolute is for a driving video, a motion template moves relatively, got {args.driving}")
+    template = load_template(args.driving)
+    return replace(
+        template, motions=template.motions.with_ratios(eyes="eyes" in args.retarget, lips="lips" in args.retarget)
+    )
 
 
 def preset(name: str, source: LivePortraitSource) -> Callable[[float], LivePortraitMotion]:

@@ -44,23 +44,27 @@ def device() -> torch.device:
 
 
 def check_weights(path: str | None, untrained: bool, option: str = "--checkpoint") -> None:
-    """Refuse to go on without weights."""
+    """Refuse to go on without weights, or with two kinds of them."""
+    if path is not None and untrained:
+        raise UserError(f"{option} and --untrained exclude one another")
     if path is None and not untrained:
         raise UserError(
             f"needs {option} FILE, weights of the face-vid2vid family; --untrained tries it without, and gives noise"
         )
 
 
-def open_model(path: str | None) -> StyleMapping:
+def open_model(path: str | None, backend: str | None = None) -> StyleMapping:
     """The model of a checkpoint, or an untrained one, optimised and on a GPU where there is one."""
     from fastface.engine import optimize
     from fastface.models.style_mapping import StyleMapping
+    from fastface.nn import set_backend
 
     if path is None:
         print("note: untrained weights, what comes out is noise", file=sys.stderr)
         model = StyleMapping.from_random()
     else:
         model = StyleMapping.from_checkpoint(path)
+    set_backend(model, backend)
     return optimize(model.to(device()))
 
 

@@ -16,8 +16,8 @@ examples:
   fastface convert d0.pkl d0.safetensors                            a motion template of LivePortrait
   fastface convert weights.pth out.safetensors --layout headgan.generator
 
-The layout is told by the entries; spectral norm is folded into weights; the result is loaded once before it takes its
-name. Files are read without running what is in them: a pickle that asks for more than tensors (or, in a template,
+The layout is told by the entries; spectral norm is folded into weights; they are loaded once before they are written.
+Files are read without running what is in them: a pickle that asks for more than tensors (or, in a template,
 arrays) is refused.
 """
 

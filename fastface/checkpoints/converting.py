@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastface._files import replacing
+from fastface._files import save_safetensors
 from fastface.checkpoints import loading
 
 __all__ = ["Conversion", "convert", "recognise"]
@@ -71,8 +71,6 @@ def convert(source: str | Path, target: str | Path, layout: str | None = None) -
     Raises:
         ValueError: what `load_checkpoint` raises, or a `target` that does not end in .safetensors.
     """
-    from safetensors.torch import save_file
-
     target = Path(target)
     if target.suffix != ".safetensors":
         raise ValueError(f"the output must end in .safetensors, got {target}")
@@ -102,8 +100,11 @@ def convert(source: str | Path, target: str | Path, layout: str | None = None) -
     metadata = {"format": "pt", "fastface.layouts": json.dumps(kept)}
     if len(kept) > 1:
         metadata[loading.PARTS] = ",".join(kept)
-    with replacing(target) as temporary:
-        save_file(tensors, temporary, metadata)
+    said = {each.layout: each.config["keypoints"] for each in done if "keypoints" in each.config}
+    if len(set(said.values())) > 1:
+        which = ", ".join(f"{name} {count}" for name, count in said.items())
+        raise ValueError(f"{source} mixes variants of different keypoints: {which}")
+    save_safetensors(tensors, target, metadata)
     return done
 
 

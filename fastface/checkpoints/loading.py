@@ -262,7 +262,7 @@ def _parts_of(loaded: object, path: Path) -> dict[str, StateDict]:
         inner = {str(key): dict(value) for key, value in loaded.items() if _is_state_dict(value)}
         if inner:
             return inner
-    raise ValueError(f"{path} must hold a state dict, got {type(loaded).__name__}")
+    raise ValueError(f"{path} must hold a state dict, got {'an empty ' * (loaded == {})}{type(loaded).__name__}")
 
 
 def _is_state_dict(value: object) -> TypeGuard[Mapping[str, Tensor]]:

@@ -29,7 +29,7 @@ def lower(module: nn.Module, *, polyphase: bool, winograd: bool, fft: bool) -> t
 
 
 def as_defined(module: nn.Module) -> nn.Module:
-    """`module` with Winograd's forms as the convolutions that they compute, for `lower` to choose again."""
+    """`module` with Winograd's and Fourier's forms as the convolutions they compute, for `lower` to choose again."""
     for name, child in list(module.named_children()):
         module._modules[name] = as_defined(child)
     if isinstance(module, TiledConv):

@@ -59,7 +59,12 @@ def optimize(
         polyphase: compute convolutions over upsampled maps from the maps before, where that is the fastest way.
         winograd: on a CPU compute 3x3 and 3x3x3 convolutions in float32 by Winograd's algorithm, where that pays.
         fft: on a CPU compute large 3D kernels in float32 by Fourier transforms, where that pays.
+
+    Raises:
+        TypeError: `module` is something else.
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be an nn.Module, got {type(module).__name__}")
     copied = copy.deepcopy(module, _computed(module)).eval().requires_grad_(False)
     report = OptimizeReport()
 

@@ -24,6 +24,7 @@ from fastface.nn import ActivatedConv, SlicePool, UpsampledConv, merge_convs
 
 __all__ = ["is_hooked", "rewrite_structure"]
 
+_OVERWRITING = {"setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "__setitem__"}  # operators
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, ActivatedConv, UpsampledConv)  # nothing to find in them
 
 
@@ -52,12 +53,18 @@ class _OneLevel(fx.Tracer):
 
 def _trace(module: nn.Module) -> fx.Graph | None:
     """What a module with children of its own does with them; None where that depends on values."""
-    if not any(module.children()) or isinstance(module, _CONTAINERS):
+    if not any(module.children()) or isinstance(module, _CONTAINERS) or _asks_for_types(module):
         return None
     try:
         return _OneLevel().trace(module)
     except Exception:  # tracing runs any code there is, and anything may come of it
         return None
+
+
+def _asks_for_types(module: nn.Module) -> bool:
+    """Whether ``forward`` asks what it was given: while it is traced that is no tensor, and it would go another way."""
+    names = getattr(getattr(type(module).forward, "__code__", None), "co_names", ())
+    return not {"isinstance", "is_tensor", "type"}.isdisjoint(names)
 
 
 class _Rewriter:
@@ -66,11 +73,15 @@ class _Rewriter:
     def __init__(self, module: nn.Module, graph: fx.Graph, path: str, shared: Counter[int]) -> None:
         self.module, self.graph, self.path = module, graph, path
         calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
-        # A child with hooks, or called twice or from elsewhere as well, is left alone.
+        read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
+        # A child with hooks, called twice or from elsewhere as well, or whose parameters are read is left alone.
         self.own = {
             target
             for target, count in calls.items()
-            if count == 1 and shared[id(child := module.get_submodule(target))] == 1 and not is_hooked(child)
+            if count == 1
+            and target not in read
+            and shared[id(child := module.get_submodule(target))] == 1
+            and not is_hooked(child)
         }
         self.replaceable = not (_has_other_methods(module) or _has_options(module) or is_hooked(module))
         self.result = module
@@ -95,6 +106,15 @@ class _Rewriter:
         """The node whose value a node takes first, if nothing else takes it."""
         before = node.args[0] if node.args else None
         return before if isinstance(before, fx.Node) and len(before.users) == 1 else None
+
+    def _is_overwritten(self, first: fx.Node, last: fx.Node) -> bool:
+        """Whether anything is written in place between two nodes, so that neither may take the other's turn."""
+        node = first.next
+        while node is not last:
+            if _writes(self.module, node):
+                return True
+            node = node.next
+        return False
 
     def _droppable(self, node: fx.Node) -> bool:
         return self.replaceable or self._child(node) is not None
@@ -137,7 +157,7 @@ class _Rewriter:
         for node in list(self.graph.nodes):
             conv, before = self._child(node), self._before(node)
             scale = None if before is None else _scale(self.module, before, conv)
-            if scale is None or not self._droppable(before):
+            if scale is None or not self._droppable(before) or self._is_overwritten(before, node):
                 continue
             try:
                 self.module.set_submodule(str(node.target), UpsampledConv(conv, scale))  # type: ignore[arg-type]
@@ -162,6 +182,8 @@ class _Rewriter:
         for node in list(self.graph.nodes):
             siblings = [user for user in node.users if isinstance(self._child(user), nn.Conv2d)]
             for group in _alike(siblings, lambda user: _kind(self._child(user))):
+                if self._is_overwritten(group[0], group[-1]):
+                    continue
                 name = self._merge(node, group, [self._child(user) for user in group])
                 yield Step(
                     "convolutions of one input merged", tuple(self._named(user.target) for user in group), (name,)
@@ -194,6 +216,17 @@ class _Rewriter:
                 self.graph.erase_node(node)
                 self._retrace()
                 yield Step("pooling slice by slice", (f"{self.path}$",), (f"{self.path}$", self._named(name)))
+
+
+def _writes(module: nn.Module, node: fx.Node) -> bool:
+    """Whether a node may write over its argument, by the names of PyTorch's functions and their ``inplace``."""
+    if node.op == "call_module":
+        return any(getattr(part, "inplace", False) for part in module.get_submodule(str(node.target)).modules())
+    if node.op not in ("call_function", "call_method"):
+        return False
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    in_place = name.endswith("_") and not name.endswith("__")
+    return in_place or name in _OVERWRITING or bool(node.kwargs.get("inplace")) or "out" in node.kwargs
 
 
 def _pooled(node: fx.Node) -> int | None:

@@ -1,5 +1,6 @@
 """Thin modules over the ops."""
 
+from fastface.nn.backend import set_backend
 from fastface.nn.conv import ActivatedConv, SlicePool, UpsampledConv, activate_, merge_convs
 from fastface.nn.raster import Rasterizer
 from fastface.nn.spade import (
@@ -30,4 +31,5 @@ __all__ = [
     "activate_",
     "merge_convs",
     "resize_nearest",
+    "set_backend",
 ]

@@ -191,9 +191,19 @@ def bad(tmp_path_factory) -> Path:
         (["{portrait}", "--model", "live_portrait", "--weights", "{bad}"], "appearance_feature_extractor"),
         (["{portrait}", "--model", "live_portrait", "--untrained", "--size", "256"], "--size is for --model lifted"),
         (["{portrait}", "--model", "style_mapping"], "needs --weights FILE"),
+        (["{portrait}", "--model", "style_mapping", "--weights", "a.pth", "--untrained"], "exclude one another"),
         (["{portrait}", "--model", "style_mapping", "--untrained", "--region", "lip"], "is for --model live_portrait"),
         (["{portrait}", "--weights", "{bad}"], "--weights is for --model live_portrait or style_mapping"),
         (["{portrait}", "--driving", "{bad}/clip.safetensors"], "a motion template is for --model live_portrait"),
+        (
+            ["{portrait}", "--model", "live_portrait", "--untrained", "--driving", "a.pkl", "--smoothing", "2"],
+            "--smoothing is for a driving video",
+        ),
+        (
+            ["{portrait}", "--model", "live_portrait", "--untrained", "--absolute", "--pose-strength", "2"],
+            "scale relative motions",
+        ),
+        (["{portrait}", "--driving", "{bad}/clip.pkl"], "a motion template is for --model live_portrait"),
     ],
 )
 def test_bad_input_is_one_line_and_no_file(tmp_path, portrait, bad, capsys, arguments, message) -> None:

@@ -98,7 +98,7 @@ def test_command(states, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["convert", str(tmp_path / "in.pth"), str(tmp_path / "out.safetensors")]) == 0
     told = capsys.readouterr().out
     assert SMALL[0] in told and "8 entries" in told
-    assert main(["convert", str(tmp_path / "in.pth"), str(tmp_path / "out.safetensors"), "--json"]) == 0
+    assert main(["convert", str(tmp_path / "in.pth"), str(tmp_path / "new" / "out.safetensors"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["parts"][0]["layout"] == SMALL[0]
 
 

@@ -143,6 +143,47 @@ def test_shared_and_hooked_parts_are_left_alone() -> None:
     assert rewritten(watched)[1] == []
 
 
+class Reading(Block):
+    """Uses a parameter of its convolution beside calling it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.conv.weight.mean()
+
+
+class Overwriting(Modulated):
+    """Writes over what two convolutions read, between them."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        gamma = self.mlp_gamma(hidden)[:, :3]
+        hidden = hidden.mul_(2)
+        return gamma + self.mlp_beta(hidden)
+
+
+class OverwritingAnother(Modulated):
+    """The same by another name of the map."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        gamma = self.mlp_gamma(hidden)[:, :3]
+        hidden[:, :1] += 1
+        return gamma + self.mlp_beta(hidden)
+
+
+class OverwritingBeforeUpsampled(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        upsampled = F.interpolate(x, scale_factor=2)
+        F.relu_(x)
+        return self.conv(upsampled)
+
+
+@pytest.mark.parametrize("make", [Reading, Overwriting, OverwritingAnother, OverwritingBeforeUpsampled])
+def test_what_else_touches_them_counts(make: type[nn.Module]) -> None:
+    module, x = randomize(make()).double(), seeded(0, 2, 4, 6, 10)
+    fast, steps = rewrite_structure(copy.deepcopy(module))
+    with torch.no_grad():
+        assert relative(fast(x.clone()), module(x.clone())) < 1e-5
+    assert not [step.name for step in steps if step.name != "activation behind its convolution"]
+
+
 def test_what_takes_their_place() -> None:
     result, _ = rewritten(randomize(Block("upsample volume", axes=3)))
     assert isinstance(result.conv, ActivatedConv) and isinstance(result.conv.conv, UpsampledConv)
@@ -184,3 +225,20 @@ def test_optimize_uses_it(options: dict) -> None:
     assert relative(optimized(x), engine.optimize(optimized)(x)) < 1e-4, "again changes nothing"
     compiled = torch.compile(optimized, fullgraph=True, backend="aot_eager")
     assert relative(optimized(x), compiled(x)) < 1e-5
+
+
+def test_a_forward_that_asks_for_types_is_left_alone() -> None:
+    """Under a trace the argument is no tensor, and the other branch would be taken."""
+
+    class Asks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            y = self.norm(self.conv(x))
+            return y if isinstance(x, torch.Tensor) else -y
+
+    torch.manual_seed(0)
+    module, x = Asks().eval(), torch.randn(1, 3, 8, 8)
+    assert torch.allclose(engine.optimize(module)(x), module(x), atol=1e-6)

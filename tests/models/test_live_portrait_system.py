@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ from fastface.models.live_portrait import (
     save_template,
 )
 from fastface.models.live_portrait.weights import BASE, RETARGETING
+from fastface.models.style_mapping import WarpingNetwork
 from tests.models.test_live_portrait_templates import assert_same, clip
 
 CONFIG = LivePortraitConfig(size=256, network=128)
@@ -402,6 +404,13 @@ def test_the_reference_backend_gives_the_same(model, source) -> None:
     assert (other.render(other.prepare(photo()), motion) - model.render(source, motion)).abs().max() < 1e-3
 
 
+def test_the_backend_is_that_of_all_ops(model) -> None:
+    other = LivePortrait.from_random(width=1 / 32, config=CONFIG, backend="reference")
+    for animator in (other, other.optimized()):
+        networks = animator.warping, animator.warping.dense_motion, *animator.generator.modules()
+        assert {part.backend for part in networks if hasattr(part, "backend")} == {"reference"}
+
+
 def test_random_weights_say_so_and_repeat(model) -> None:
     assert not model.trained
     state = torch.random.get_rng_state()
@@ -576,6 +585,22 @@ def test_missing_weights(tmp_path, model) -> None:
         LivePortrait.from_checkpoints(paths)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"keypoints": 15}, "keypoints: motion_extractor 21, warping_module 15, stitching 21"),
+        ({"depth": 8}, r"feature volumes \(channels, depth\): appearance_feature_extractor \(32, 16\)"),
+        ({"features": 12}, "warped features: warping_module 12, spade_generator 8"),
+    ],
+)
+def test_weights_of_two_variants(tmp_path, change: dict[str, int], message: str) -> None:
+    mixed = LivePortrait.from_random(width=1 / 32)
+    mixed.warping = WarpingNetwork(replace(mixed.warping.config, **change))
+    write_weights(mixed, tmp_path / "base_models", tmp_path / "retargeting_models", ".pth")
+    with pytest.raises(ValueError, match=f"the weights mix variants of different {message}"):
+        LivePortrait.from_checkpoints(tmp_path)
+
+
 # Driving
 
 
@@ -731,6 +756,9 @@ def test_what_the_command_opens(model, source, tmp_path, monkeypatch, capsys) ->
     def parsed(*arguments: str) -> argparse.Namespace:
         return argparse.Namespace(**vars(parser.parse_args(arguments)), backend=None, smoothing=0.0)
 
+    def parsed_driving(path: str | None, *arguments: str) -> argparse.Namespace:
+        return argparse.Namespace(**vars(parsed(*arguments)), driving=path)
+
     with pytest.raises(UserError, match="needs --weights DIR; --untrained tries it"):
         command.open_model(parsed())
     with pytest.raises(UserError, match="exclude one another"):
@@ -746,5 +774,11 @@ def test_what_the_command_opens(model, source, tmp_path, monkeypatch, capsys) ->
     assert command.preset("talk", source)(0.5).relative
     template = tmp_path / "a.safetensors"
     save_template(MotionTemplate(clip(2), 25), template)
-    assert len(command.open_template(str(template))) == 2
-    assert command.open_template("clip.mp4") is None and command.open_template(None) is None
+    opened = command.open_template(parsed_driving(str(template)))
+    assert len(opened) == 2 and opened.at(0).eyes is None and opened.at(0).lips is None
+    opened = command.open_template(parsed_driving(str(template), "--retarget", "eyes"))
+    assert opened.at(0).eyes is not None and opened.at(0).lips is None
+    with pytest.raises(UserError, match="--absolute is for a driving video"):
+        command.open_template(parsed_driving(str(template), "--absolute"))
+    assert command.open_template(parsed_driving("clip.mp4")) is None
+    assert command.open_template(parsed_driving(None)) is None

@@ -39,6 +39,7 @@ from fastface.face.camera import FLIP
 from fastface.models import lifted
 from fastface.models.headgan.generator import Encoding, Generator
 from fastface.models.lifted import topology
+from fastface.nn import set_backend
 
 __all__ = ["HeadGAN", "HeadGANMotion", "HeadGANSource"]
 
@@ -134,9 +135,7 @@ class HeadGAN:
         self.device = torch.device("cpu")
         if generator is not None:
             self.device = next(itertools.chain(generator.parameters(), generator.buffers())).device
-            for part in generator.modules():
-                if backend is not None and hasattr(part, "backend"):
-                    setattr(part, "backend", backend)  # noqa: B010, the type checker knows no attribute of a Module
+            set_backend(generator, backend)
         self.landmarks = landmarks or MediaPipeLandmarks()
         area, there = (size, size), self.model.to(self.device)
         self._draw: Callable[[FaceParameters], Tensor] = (

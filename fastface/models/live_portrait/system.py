@@ -32,6 +32,7 @@ from fastface.models.live_portrait.retargeting import openings
 from fastface.models.live_portrait.weights import find_checkpoints, load_networks
 from fastface.models.style_mapping.generator import AppearanceConfig, AppearanceEncoder, DecoderConfig, SPADEDecoder
 from fastface.models.style_mapping.warping import WarpingConfig, WarpingNetwork, WarpingSource
+from fastface.nn import set_backend
 
 __all__ = ["LivePortrait", "LivePortraitConfig", "LivePortraitSource"]
 
@@ -141,10 +142,8 @@ class LivePortrait:
             raise ValueError("close_mouth needs the network retarget_lip, which is not there")
         self.device = next(itertools.chain(generator.parameters(), generator.buffers())).device
         for network in (appearance, motion, warping, generator, stitching, retarget_lip, retarget_eye):
-            for part in network.modules() if network is not None else ():
-                part.eval()
-                if backend is not None and hasattr(part, "backend"):
-                    setattr(part, "backend", backend)  # noqa: B010, the type checker knows no attribute of a Module
+            if network is not None:
+                set_backend(network.eval(), backend)
         self._landmarks = landmarks
 
     @classmethod

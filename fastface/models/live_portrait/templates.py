@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastface._files import replacing
+from fastface._files import save_safetensors
 from fastface.models.live_portrait.motion import LivePortraitMotion
 
 __all__ = ["MotionTemplate", "load_template", "save_template"]
@@ -68,15 +68,11 @@ class MotionTemplate:
 
 def save_template(template: MotionTemplate, path: str | Path) -> None:
     """Write a .safetensors file, whole or not at all. Raises ValueError for another extension."""
-    from safetensors.torch import save_file
-
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"a motion template's extension must be .safetensors, got {path.suffix or 'none'}: {path}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.contiguous() for name, tensor in template.motions.tensors().items()}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": _FORMAT, "fps": repr(float(template.fps))})
+    save_safetensors(tensors, path, {"format": _FORMAT, "fps": repr(float(template.fps))})
 
 
 def load_template(path: str | Path) -> MotionTemplate:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -59,7 +60,8 @@ def load_networks(paths: Mapping[str, str | Path]) -> dict[str, nn.Module]:
     """The networks of some files by part, as `find_checkpoints` names them; the retargeting file gives three.
 
     Raises:
-        ValueError: unknown or missing parts, or files that cannot be read or do not fit their layouts.
+        ValueError: unknown or missing parts, files that cannot be read or do not fit their layouts, or networks of
+            different variants, which do not fit one another.
     """
     unknown = sorted(set(paths) - {*BASE, RETARGETING})
     if unknown:
@@ -70,7 +72,25 @@ def load_networks(paths: Mapping[str, str | Path]) -> dict[str, nn.Module]:
     networks = {name: load_checkpoint(paths[name], f"live_portrait.{name}") for name in BASE}
     if RETARGETING in paths:
         networks |= _retargeting(Path(paths[RETARGETING]))
+    _check_one_variant(networks)
     return networks
+
+
+def _check_one_variant(networks: Mapping[str, Any]) -> None:
+    """Refuse networks that disagree about what they hand to one another."""
+    appearance, motion, warping, generator = (networks[name].config for name in BASE)
+    small = {name: networks[name].layers[-1].out_features // 3 for name in _SMALL if name in networks}
+    for what, said in {
+        "keypoints": {"motion_extractor": motion.keypoints, "warping_module": warping.keypoints} | small,
+        "feature volumes (channels, depth)": {
+            "appearance_feature_extractor": (appearance.channels, appearance.depth),
+            "warping_module": (warping.channels, warping.depth),
+        },
+        "warped features": {"warping_module": warping.features, "spade_generator": generator.features},
+    }.items():
+        if len(set(said.values())) > 1:
+            told = ", ".join(f"{name} {value}" for name, value in said.items())
+            raise ValueError(f"the weights mix variants of different {what}: {told}")
 
 
 def _retargeting(path: Path) -> dict[str, nn.Module]:

@@ -44,7 +44,7 @@ class OptimizedDenseMotion(nn.Module):
         self.encoder, self.decoder = hourglass.encoder, hourglass.decoder
         self.last = ActivatedConv(fold_batch_norm(hourglass.conv, hourglass.norm), "relu")
         self.mask, self.occlusion = motion.mask, motion.occlusion
-        self.channels = hourglass.conv.in_channels
+        self.channels, self.backend = hourglass.conv.in_channels, motion.backend
 
     def compressed(self, feature: Tensor) -> Tensor:
         return self.compress(feature)
@@ -56,7 +56,7 @@ class OptimizedDenseMotion(nn.Module):
         buffer = _memory.empty(shape, compressed, memory_format=_memory.memory_format(compressed))
         packed = (kp_source.shape[1] + 1) * (compressed.shape[1] + 1)
         upsampled, motions = buffer.split([self.channels - packed, packed], dim=1)
-        x = ops.pack_motions(compressed, kp_source, kp_driving, linear=linear, out=motions)
+        x = ops.pack_motions(compressed, kp_source, kp_driving, linear=linear, out=motions, backend=self.backend)
         skips = []
         for block in self.encoder:
             x = block(x)

@@ -114,6 +114,8 @@ class Hourglass(nn.Module):
 class DenseMotion(nn.Module):
     """Masks and occlusion from the packed sparse motions."""
 
+    backend: str | None = None  # of the ops
+
     def __init__(self, config: WarpingConfig) -> None:
         super().__init__()
         self.compress = nn.Conv3d(config.channels, config.compressed, 1)
@@ -130,7 +132,9 @@ class DenseMotion(nn.Module):
         self, compressed: Tensor, kp_source: Tensor, kp_driving: Tensor, linear: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Logits ``[B, K+1, D, h, w]`` and occlusion ``[B, 1, h, w]``."""
-        prediction = self.hourglass(ops.pack_motions(compressed, kp_source, kp_driving, linear=linear))
+        prediction = self.hourglass(
+            ops.pack_motions(compressed, kp_source, kp_driving, linear=linear, backend=self.backend)
+        )
         return self.mask(prediction), torch.sigmoid(self.occlusion(prediction.flatten(1, 2)))
 
     def optimized(self) -> nn.Module:
@@ -139,6 +143,8 @@ class DenseMotion(nn.Module):
 
 class WarpingNetwork(nn.Module):
     """`prepare` once per portrait, `forward` per frame."""
+
+    backend: str | None = None  # of the ops
 
     def __init__(self, config: WarpingConfig | None = None) -> None:
         super().__init__()
@@ -181,14 +187,15 @@ class WarpingNetwork(nn.Module):
         source, kp_source = source.expand(batch), kp_source.expand(batch, -1, -1)
         logits, occlusion = self.dense_motion(source.compressed, kp_source, kp_driving, linear)
         compose = ops.compose_flow if config.composition == "flow" else ops.compose_volumes
-        warped = compose(source.feature, logits, kp_source, kp_driving, linear=linear)
-        features = self.fourth(self.third(warped.flatten(1, 2))) * occlusion
+        warped = compose(source.feature, logits, kp_source, kp_driving, linear=linear, backend=self.backend)
+        features = self.fourth(self.third(warped.flatten(1, 2)))
+        features = features * occlusion if torch.is_grad_enabled() else features.mul_(occlusion)
         return WarpingOutput(features, occlusion, logits)
 
     def with_composition(self, composition: Literal["flow", "volumes"]) -> WarpingNetwork:
         """The same weights, composed the other way."""
         other = WarpingNetwork.__new__(WarpingNetwork)
         nn.Module.__init__(other)
-        other.config = replace(self.config, composition=composition)
+        other.config, other.backend = replace(self.config, composition=composition), self.backend
         other.dense_motion, other.third, other.fourth = self.dense_motion, self.third, self.fourth
         return other.train(self.training)
