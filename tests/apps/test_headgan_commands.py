@@ -51,9 +51,9 @@ def weights(folder) -> Path:
     small = Generator(GeneratorConfig(channels=(4, 16, 64), hidden=8)).state_dict()
     names = seeded_state_dict("headgan.generator")
     from fastface.checkpoints import fold_spectral_norm
-    from fastface.checkpoints.loading import _find
+    from fastface.checkpoints.loading import find
 
-    layout = _find("headgan.generator")
+    layout = find("headgan.generator")
     torch.manual_seed(0)
     state = {}
     for name in fold_spectral_norm(names):
