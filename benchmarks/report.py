@@ -24,7 +24,7 @@ Every case of `python -m fastface bench --full --csv benchmarks/data`, the newes
 benchmarks.report` writes this page. "eager" is the reference in plain PyTorch, "compile" that under `torch.compile`,
 and "of copy" the share of the measured copy bandwidth that the bytes of the model come to: every input read once (x of
 a norm twice), every output written once. In a model's rows "plain" is its modules on the kernels, "optimized" those
-after `fastface.engine.optimize`.
+after `fastface.engine.optimize`, "bfloat16" these with their convolutions in 16 bits.
 """
 
 Row = dict[str, str]
