@@ -10,6 +10,7 @@
 #include "cpu_memory.h"
 #include "raster_cpu.h"
 #include "spade_cpu.h"
+#include "triplane_cpu.h"
 #include "warp_cpu.h"
 #include "winograd_tier.h"
 
@@ -96,6 +97,13 @@ void run_spade(const std::string& name, const spade::PyParams& arguments, int th
   run_tier(threads, FASTFACE_TIERS(spade, run), op, params);
 }
 
+void run_triplane(const std::string& name, const triplane::PyParams& arguments, int threads) {
+  using triplane::CpuOp;
+  const CpuOp op =
+      find_op<CpuOp>(name, {{"sample_planes", CpuOp::kSamplePlanes}, {"render_planes", CpuOp::kRenderPlanes}});
+  run_tier(threads, FASTFACE_TIERS(triplane, run), op, triplane::to_params(arguments));
+}
+
 void run_raster(const raster::PyParams& arguments, int threads) {
   run_tier(threads, FASTFACE_TIERS(raster, run), raster::to_params(arguments));
 }
@@ -136,5 +144,6 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("warp", &fastface::run_warp);
   m.def("spade", &fastface::run_spade);
   m.def("raster", &fastface::run_raster);
+  m.def("triplane", &fastface::run_triplane);
   m.def("winograd", &fastface::run_winograd);
 }
