@@ -1,8 +1,9 @@
 """Tri-planes: three feature maps that stand for a volume, sampled at points and rendered along rays.
 
-A point p is read from each plane at the coordinates that `axes` names, bilinear, zeros outside; a small network turns the
-sum (or mean) into a density and colours; along a ray they are composited, after a second look where the first one saw
-something. Source: EG3D (arXiv 2112.07945), sections 4.1 to 4.3. Formulas, costs and tolerances: kernels/triplane/README.md.
+A point p is read from each plane at the coordinates that `axes` names, bilinear, zeros outside; a small network turns
+the sum (or mean) into a density and colours; along a ray they are composited, after a second look where the first one
+saw something. Source: EG3D (arXiv 2112.07945), sections 4.1 to 4.3. Formulas, costs and tolerances:
+kernels/triplane/README.md.
 
 Every op takes float32, float16 and bfloat16 planes (coordinates and arithmetic in float32; float64 runs on the
 reference), any strides and any sizes; NaN in the planes gives NaN where it is seen. Kernels are for inference: when an
@@ -14,7 +15,7 @@ FASTFACE_BACKEND cannot run the call.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -135,8 +136,8 @@ def render_planes(
         disparity: strata of equal 1/z.
 
     Returns:
-        Features in the dtype of the planes, depth and opacity in float32. Where a ray meets no density at all, its depth
-        is that of its last sample.
+        Features in the dtype of the planes, depth and opacity in float32. Where a ray meets no density at all, its
+        depth is that of its last sample.
     """
     _check_planes(planes, box, axes)
     rays = {"origins": origins, "directions": directions}
@@ -148,8 +149,8 @@ def render_planes(
     _check_counts(coarse, fine)
     if reduce not in REDUCTIONS[:2]:
         raise ValueError(f"reduce must be 'sum' or 'mean', got {reduce!r}")
-    for name, value, count in (("jitter", jitter, coarse), ("u", u, fine)):
-        _check_ray_numbers(name, value, origins, count)
+    for name, numbers, count in (("jitter", jitter, coarse), ("u", u, fine)):
+        _check_ray_numbers(name, numbers, origins, count)
     near, far = _limits(near, far, origins, directions, box, disparity)
     backend = route(backend, planes, origins, directions, *decoder)
     if backend == "reference":
@@ -159,8 +160,22 @@ def render_planes(
         )  # fmt: skip
     return RenderOutput(
         *_render_planes(
-            planes, origins, directions, *decoder, near, far, jitter, u, coarse, fine, float(box), axes, reduce,
-            white_back, disparity, backend,
+            planes,
+            origins,
+            directions,
+            *decoder,
+            near,
+            far,
+            jitter,
+            u,
+            coarse,
+            fine,
+            float(box),
+            axes,
+            reduce,
+            white_back,
+            disparity,
+            backend,
         )  # fmt: skip
     )
 
@@ -201,7 +216,8 @@ def _check_decoder(decoder: PlaneDecoder, planes: Tensor) -> None:
     if hidden < 1 or outputs < 2 or any(getattr(decoder, name).shape != shape for name, shape in wanted.items()):
         found = ", ".join(f"{name} {list(value.shape)}" for name, value in decoder._asdict().items())
         raise ValueError(
-            f"decoder must be w1 [h, {planes.shape[2]}], b1 [h], w2 [1+F, h], b2 [1+F] with h and F at least 1, got {found}"
+            f"decoder must be w1 [h, {planes.shape[2]}], b1 [h], w2 [1+F, h], b2 [1+F] with h and F at least 1, "
+            f"got {found}"
         )
 
 
@@ -227,7 +243,7 @@ def _check_ray_numbers(name: str, value: Tensor | None, origins: Tensor, count: 
 
 
 def _limits(
-    near: object, far: object, origins: Tensor, directions: Tensor, box: float, disparity: bool
+    near: Any, far: Any, origins: Tensor, directions: Tensor, box: float, disparity: bool
 ) -> tuple[Tensor, Tensor]:
     """Both as ``[B, R]`` tensors, without waiting for the device."""
     if "auto" in (near, far) if isinstance(near, str) or isinstance(far, str) else False:
@@ -246,10 +262,10 @@ def _limits(
             limits.append(value)
         else:
             _checks.number(name, value)
-            limits.append(torch.full((1, 1), float(value), device=origins.device).expand(origins.shape[:2]))
-    if not isinstance(near, Tensor) and not isinstance(far, Tensor) and not near < far:  # type: ignore[operator]
+            limits.append(torch.full(origins.shape[:2], float(value), device=origins.device))
+    if not isinstance(near, Tensor) and not isinstance(far, Tensor) and not near < far:
         raise ValueError(f"near must be below far, got {near} and {far}")
-    if disparity and not isinstance(near, Tensor) and not near > 0:  # type: ignore[operator]
+    if disparity and not isinstance(near, Tensor) and not near > 0:
         raise ValueError(f"near must be positive with disparity, got {near}")
     return limits[0], limits[1]
 
@@ -345,9 +361,7 @@ def _render_call(
     )
 
 
-def _sample_planes_impl(
-    planes: Tensor, points: Tensor, box: float, axes: str, reduce: str, backend: str
-) -> Tensor:
+def _sample_planes_impl(planes: Tensor, points: Tensor, box: float, axes: str, reduce: str, backend: str) -> Tensor:
     call = _sample_call(planes, points, box, axes, reduce or None)
     registry.run(call, backend)
     assert call.features is not None
@@ -362,9 +376,7 @@ def _render_planes_impl(planes: Tensor, *arguments: Any) -> tuple[Tensor, Tensor
     return call.features, call.depth, call.opacity
 
 
-def _sample_planes_fake(
-    planes: Tensor, points: Tensor, box: float, axes: str, reduce: str, backend: str
-) -> Tensor:
+def _sample_planes_fake(planes: Tensor, points: Tensor, box: float, axes: str, reduce: str, backend: str) -> Tensor:
     return _new_samples(planes, points, reduce or None)
 
 
@@ -382,8 +394,8 @@ for _name, _schema, _impl, _fake in (
     (
         "render_planes",
         "(Tensor planes, Tensor origins, Tensor directions, Tensor w1, Tensor b1, Tensor w2, Tensor b2, Tensor near, "
-        "Tensor far, Tensor? jitter, Tensor? u, int coarse, int fine, float box, str axes, str reduce, bool white_back, "
-        "bool disparity, str backend) -> (Tensor, Tensor, Tensor)",
+        "Tensor far, Tensor? jitter, Tensor? u, int coarse, int fine, float box, str axes, str reduce, "
+        "bool white_back, bool disparity, str backend) -> (Tensor, Tensor, Tensor)",
         _render_planes_impl,
         _render_planes_fake,
     ),
@@ -478,7 +490,7 @@ def _refuse_triton(call: TriplaneCall) -> str | None:
 def _run_triton(call: TriplaneCall) -> None:
     from fastface.kernels.triplane import triplane_triton
 
-    triplane_triton.run(call)
+    triplane_triton.run(replace(call, planes=_channels_last(call.planes)))
 
 
 def _describe(call: TriplaneCall) -> tuple[str, torch.device, str]:
@@ -499,10 +511,8 @@ def _prepare(op: str, given: Mapping[str, Any]) -> TriplaneCall:
         given["near"], given["far"], given["origins"], given["directions"], given["box"], given["disparity"]
     )
     names = ("coarse", "fine", "box", "axes", "reduce", "white_back", "disparity")
-    return _render_call(
-        planes, given["origins"], given["directions"], *given["decoder"], near, far, given["jitter"], given["u"],
-        *(given[name] for name in names),
-    )  # fmt: skip
+    rays = (given["origins"], given["directions"], *given["decoder"], near, far, given["jitter"], given["u"])
+    return _render_call(planes, *rays, **{name: given[name] for name in names})
 
 
 registry: Registry[TriplaneCall] = register(

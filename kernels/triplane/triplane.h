@@ -13,9 +13,9 @@ struct Params {
   int64_t count;                                  // points or rays of an image
   int64_t hidden, outputs;                        // of the decoder; outputs = 1 + F
   int64_t coarse, fine;
-  View<6> planes;     // [B, 3, C, D, H, W], the channels next to each other
-  int32_t axes[9];    // coordinate along width, height and depth of each plane
-  bool trigrid;       // whether the third coordinate counts
+  View<6> planes;           // [B, 3, C, D, H, W], the channels next to each other
+  int32_t axes[9];          // coordinate along width, height and depth of each plane
+  bool trigrid;             // whether the third coordinate counts
   const float* points;      // [B, N, 3], or the origins of the rays
   const float* directions;  // [B, R, 3]
   const float* w1;          // [h, C]

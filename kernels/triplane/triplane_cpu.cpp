@@ -1,6 +1,6 @@
-// The `triplane` hot path on the CPU, compiled once per instruction set tier. A thread takes a ray at a time, all of it:
-// depths, features, hidden layer, weights and colours of its samples stay in the caches, and nothing of a sample is ever
-// in a tensor. Formulas and the reasons for the layout of the work: README.md.
+// The `triplane` hot path on the CPU, compiled once per instruction set tier. A thread takes a ray at a time, all of
+// it: depths, features, hidden layer, weights and colours of its samples stay in the caches, and nothing of a sample is
+// ever in a tensor. Formulas and the reasons for the layout of the work: README.md.
 #include "triplane_cpu.h"
 
 #include "cpu_simd.h"
@@ -29,9 +29,8 @@ constexpr int64_t kTask = 8;  // rays that a thread takes at once
 
 // ln(1 + y) for 0 <= y <= 1, within 1.3 units in the last place: a Chebyshev fit of ln(1 + y) / y.
 inline vf log1p_(vf y) {
-  constexpr float kTerms[] = {-0.0031760570f, 0.0195425283f,  -0.0563736148f, 0.1054362357f,
-                              -0.1526966691f, 0.1966327429f,  -0.2495161593f, 0.3332971036f,
-                              -0.4999989271f, 1.0f};
+  constexpr float kTerms[] = {-0.0031760570f, 0.0195425283f,  -0.0563736148f, 0.1054362357f,  -0.1526966691f,
+                              0.1966327429f,  -0.2495161593f, 0.3332971036f,  -0.4999989271f, 1.0f};
   vf p = vf{} + kTerms[0];
   for (int i = 1; i < 10; ++i) p = fma_(p, y, vf{} + kTerms[i]);
   return p * y;
@@ -155,7 +154,7 @@ struct Decoder {
 struct Taps {
   alignas(64) int64_t offset[kLanes][kTaps];
   alignas(64) float weight[kLanes][kTaps];
-  int count;  // of a sample
+  int count;          // of a sample
   bool lost[kLanes];  // a coordinate is no number: the sample is not either
 };
 
@@ -167,7 +166,8 @@ struct Between {
 inline Between between(vf coordinate, int64_t size) {
   const vf at = ((coordinate + 1.0f) * static_cast<float>(size) - 1.0f) * 0.5f;
   // Far outside any corner is; the bound keeps the conversion to an integer defined.
-  const vf bounded = at < -2.0f ? vf{} - 2.0f : (at > static_cast<float>(size) + 1.0f ? vf{} + static_cast<float>(size) + 1.0f : at);
+  const vf bounded =
+      at < -2.0f ? vf{} - 2.0f : (at > static_cast<float>(size) + 1.0f ? vf{} + static_cast<float>(size) + 1.0f : at);
   const vf low = floor_(bounded);
   Between result;
   store<kLanes>(result.low, low);
@@ -196,8 +196,8 @@ inline void find_taps(const Params& p, int64_t image, const vf (&point)[3], int 
       const int64_t base = image * stride[0] + k * stride[1] + iz * stride[3] + iy * stride[4] + ix * stride[5];
       for (int c = 0; c < corners; ++c) {
         const int dx = c & 1, dy = c >> 1 & 1, dz = c >> 2;
-        const bool inside = ix + dx >= 0 && ix + dx < p.width && iy + dy >= 0 && iy + dy < p.height && iz + dz >= 0 &&
-                            iz + dz < depth;
+        const bool inside =
+            ix + dx >= 0 && ix + dx < p.width && iy + dy >= 0 && iy + dy < p.height && iz + dz >= 0 && iz + dz < depth;
         taps.offset[s][taps.count + c] = inside ? base + dz * stride[3] + dy * stride[4] + dx * stride[5] : -1;
         taps.weight[s][taps.count + c] = fx[dx] * fy[dy] * fz[dz];
       }
@@ -244,14 +244,14 @@ inline void gather(const T* planes, const Taps& taps, int s, int64_t channels, f
 // What a thread needs for a ray of S + I samples; the storage order is coarse, then fine.
 struct Ray {
   int64_t coarse, fine, count;
-  float *features;             // [kBlock, channels padded]
-  float *hidden;               // [S + I, hidden padded]
-  float *depths, *density;     // [S + I]
-  float *share;                // [S + I], v of each sample
-  float *weights;              // [S + I] of the intervals in order
-  float *cumulated;            // [S]
-  float *colours;              // [colours padded]
-  int32_t *order;              // [S + I], nearest first
+  float* features;          // [kBlock, channels padded]
+  float* hidden;            // [S + I, hidden padded]
+  float *depths, *density;  // [S + I]
+  float* share;             // [S + I], v of each sample
+  float* weights;           // [S + I] of the intervals in order
+  float* cumulated;         // [S]
+  float* colours;           // [colours padded]
+  int32_t* order;           // [S + I], nearest first
   int64_t feature_stride, hidden_stride;
 
   static int64_t floats(const Params& p) {
@@ -340,7 +340,6 @@ inline float composite(const Ray& ray, int64_t count, float* weights) {
       middle[j] = (ray.density[a] + ray.density[b]) / 2 - 1;
       length[j] = ray.depths[b] - ray.depths[a];
     }
-    // Lengths are not negative, so the argument of the exponential is not positive.
     const vf kept = exp_(-softplus_(load<kLanes>(middle)) * load<kLanes>(length));
     for (int64_t j = 0; j < n; ++j) {
       const float alpha = 1 - kept[j];
@@ -425,8 +424,8 @@ inline void render(const Params& p, const Decoder& decoder, int64_t index, Ray& 
     composite(ray, ray.coarse, ray.weights);
     resample(p, index, ray);
     look<T>(p, decoder, image, index, ray.coarse, ray.count, ray);
+    merge(ray);
   }
-  merge(ray);
   const float opacity = composite(ray, ray.count, ray.weights);
   float depth = 0;
   for (int64_t i = 0; i < ray.count; ++i) {

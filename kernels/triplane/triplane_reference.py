@@ -12,8 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["AXES", "PlaneDecoder", "RenderOutput", "composite", "importance_depths", "render_planes", "sample_planes",
-           "stratified_depths"]
+__all__ = [
+    "AXES",
+    "PlaneDecoder",
+    "RenderOutput",
+    "composite",
+    "importance_depths",
+    "render_planes",
+    "sample_planes",
+    "stratified_depths",
+]
 
 # Which coordinates run along width, height and (of a trigrid) depth of each plane.
 AXES = {
@@ -24,7 +32,7 @@ AXES = {
 
 
 class PlaneDecoder(NamedTuple):
-    """``softplus(x w1ᵀ + b1) w2ᵀ + b2``: effective weights, gains folded in; output 0 is the density, the rest colours."""
+    """``softplus(x w1ᵀ + b1) w2ᵀ + b2``: effective weights, gains folded; output 0 is the density, the rest colours."""
 
     w1: Tensor  # [h, C]
     b1: Tensor  # [h]
@@ -64,7 +72,7 @@ def sample_planes(
 
 
 def stratified_depths(near: Tensor, far: Tensor, jitter: Tensor | None, count: int, disparity: bool) -> Tensor:
-    """One depth in each of `count` strata ``[B, R, S]``; the last one reaches beyond `far` by a stratum less the jitter."""
+    """One depth in each of `count` strata ``[B, R, S]``; the last one reaches beyond `far` by its jitter."""
     steps = torch.arange(count, device=near.device, dtype=near.dtype) / (count - 1)
     offset = 0.5 if jitter is None else jitter.to(near.dtype)
     share = steps + offset / (count - 1)
