@@ -11,6 +11,7 @@
 
 #include "raster.h"
 #include "spade.h"
+#include "triplane.h"
 #include "warp.h"
 
 namespace fastface {
@@ -133,4 +134,50 @@ inline Params to_params(const PyParams& from) {
 }
 
 }  // namespace raster
+
+namespace triplane {
+
+// The fields of Params, as `_params` of fastface/ops/triplane.py lists them: (batch, channels, depth, height, width,
+// count, hidden, outputs, coarse, fine), planes, axes, trigrid, (points, directions, w1, b1, w2, b2), (near, far,
+// jitter, u), (features, depth, opacity), box, reduce, white_back, disparity.
+using PyParams = std::tuple<std::array<int64_t, 10>, PyView<6>, std::array<int32_t, 9>, bool, std::array<uintptr_t, 6>,
+                            std::array<uintptr_t, 4>, std::array<uintptr_t, 3>, double, int32_t, bool, bool>;
+
+inline Params to_params(const PyParams& from) {
+  const auto& [sizes, planes, axes, trigrid, rays, depths, out, box, reduce, white_back, disparity] = from;
+  Params params;
+  params.batch = sizes[0];
+  params.channels = sizes[1];
+  params.depth = sizes[2];
+  params.height = sizes[3];
+  params.width = sizes[4];
+  params.count = sizes[5];
+  params.hidden = sizes[6];
+  params.outputs = sizes[7];
+  params.coarse = sizes[8];
+  params.fine = sizes[9];
+  params.planes = to_view<6>(planes);
+  for (int i = 0; i < 9; ++i) params.axes[i] = axes[i];
+  params.trigrid = trigrid;
+  params.points = to_pointer<const float>(rays[0]);
+  params.directions = to_pointer<const float>(rays[1]);
+  params.w1 = to_pointer<const float>(rays[2]);
+  params.b1 = to_pointer<const float>(rays[3]);
+  params.w2 = to_pointer<const float>(rays[4]);
+  params.b2 = to_pointer<const float>(rays[5]);
+  params.near = to_pointer<const float>(depths[0]);
+  params.far = to_pointer<const float>(depths[1]);
+  params.jitter = to_pointer<const float>(depths[2]);
+  params.u = to_pointer<const float>(depths[3]);
+  params.features = to_pointer<void>(out[0]);
+  params.depth_out = to_pointer<float>(out[1]);
+  params.opacity = to_pointer<float>(out[2]);
+  params.box = static_cast<float>(box);
+  params.reduce = static_cast<Reduce>(reduce);
+  params.white_back = white_back;
+  params.disparity = disparity;
+  return params;
+}
+
+}  // namespace triplane
 }  // namespace fastface

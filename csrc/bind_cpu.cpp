@@ -11,6 +11,7 @@
 #include "raster_cpu.h"
 #include "spade_cpu.h"
 #include "tiled_conv_tier.h"
+#include "triplane_cpu.h"
 #include "warp_cpu.h"
 
 namespace py = pybind11;
@@ -96,6 +97,13 @@ void run_spade(const std::string& name, const spade::PyParams& arguments, int th
   run_tier(threads, FASTFACE_TIERS(spade, run), op, params);
 }
 
+void run_triplane(const std::string& name, const triplane::PyParams& arguments, int threads) {
+  using triplane::CpuOp;
+  const CpuOp op =
+      find_op<CpuOp>(name, {{"sample_planes", CpuOp::kSamplePlanes}, {"render_planes", CpuOp::kRenderPlanes}});
+  run_tier(threads, FASTFACE_TIERS(triplane, run), op, triplane::to_params(arguments));
+}
+
 void run_raster(const raster::PyParams& arguments, int threads) {
   run_tier(threads, FASTFACE_TIERS(raster, run), raster::to_params(arguments));
 }
@@ -150,4 +158,5 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("spade", &fastface::run_spade);
   m.def("raster", &fastface::run_raster);
   m.def("tiled_conv", &fastface::run_tiled_conv);
+  m.def("triplane", &fastface::run_triplane);
 }

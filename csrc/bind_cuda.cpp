@@ -3,6 +3,7 @@
 #include "bind_common.h"
 #include "cuda_device.h"
 #include "spade_cuda.h"
+#include "triplane_cuda.h"
 #include "warp_cuda.h"
 
 namespace py = pybind11;
@@ -35,6 +36,16 @@ int64_t scratch_spade(const std::string& op, const spade::PyParams& arguments, i
   return spade::cuda_scratch(op, spade::to_params(arguments), device);
 }
 
+void run_triplane(const std::string& op, const triplane::PyParams& arguments, int device, uintptr_t stream) {
+  const triplane::Params params = triplane::to_params(arguments);
+  py::gil_scoped_release release;
+  triplane::cuda_run(op, params, device, stream);
+}
+
+std::string refuse_triplane(const std::string& op, const triplane::PyParams& arguments, int device) {
+  return triplane::cuda_refuse(op, triplane::to_params(arguments), device);
+}
+
 }  // namespace
 }  // namespace fastface
 
@@ -47,4 +58,6 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("spade", &fastface::run_spade);
   m.def("spade_refuse", &fastface::refuse_spade, "Why a device cannot run a call, or an empty string.");
   m.def("spade_scratch", &fastface::scratch_spade, "How many float32 of scratch a call needs.");
+  m.def("triplane", &fastface::run_triplane);
+  m.def("triplane_refuse", &fastface::refuse_triplane, "Why a device cannot run a call, or an empty string.");
 }

@@ -75,7 +75,7 @@ def seeded_state_dict(layout: str, seed: int = 1) -> dict[str, torch.Tensor]:
                 u = weight @ v
                 u /= np.linalg.norm(u)
             state[name], state[f"{stem}weight_v"] = u.astype(np.float32), v.astype(np.float32)
-    return {name: torch.from_numpy(value) for name, value in state.items()}
+    return {name: torch.from_numpy(np.asarray(value)) for name, value in state.items()}
 
 
 def check_weights(state: dict[str, torch.Tensor], recipe: dict[str, Any]) -> None:

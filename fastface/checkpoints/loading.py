@@ -71,7 +71,9 @@ class Layout:
 
 _layouts: dict[str, Layout] = {}
 _FAMILIES = {  # of layouts, by the first part of their names: which model reads them
+    "eg3d": "pir",
     "face_vid2vid": "style_mapping",
+    "faceformer": "pir",
     "headgan": "headgan",
     "live_portrait": "live_portrait",
 }

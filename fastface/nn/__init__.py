@@ -12,6 +12,7 @@ from fastface.nn.spade import (
     UpsampledModulation,
     resize_nearest,
 )
+from fastface.nn.triplane import PlaneRenderer
 from fastface.nn.warp import ComposeFlow, ComposeVolumes, PackMotions
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "MergedSPADE",
     "ModulatedNorm",
     "PackMotions",
+    "PlaneRenderer",
     "Rasterizer",
     "SlicePool",
     "UpsampledConv",

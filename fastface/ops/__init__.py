@@ -3,11 +3,14 @@
 from fastface.ops._backends import BackendUnavailable, explain
 from fastface.ops.raster import RasterOutput, rasterize
 from fastface.ops.spade import instance_stats, modulated_norm
+from fastface.ops.triplane import PlaneDecoder, RenderOutput, render_planes, sample_planes
 from fastface.ops.warp import compose_flow, compose_volumes, motion_field, pack_motions
 
 __all__ = [
     "BackendUnavailable",
+    "PlaneDecoder",
     "RasterOutput",
+    "RenderOutput",
     "compose_flow",
     "compose_volumes",
     "explain",
@@ -16,4 +19,6 @@ __all__ = [
     "motion_field",
     "pack_motions",
     "rasterize",
+    "render_planes",
+    "sample_planes",
 ]

@@ -1,7 +1,7 @@
 """Compiles a Triton kernel ahead of time for a GPU that is not here, and reads what the compiler says of it.
 
 Run as a script it prints what the READMEs of the kernels tell of registers: ``python tests/kernels/triton_aot.py
-[warp spade raster] [80 90 100]``.
+[warp spade raster triplane] [80 90 100]``.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _run(tool: str, *arguments: str) -> str:
 
 def launches(slug: str, capability: int) -> Iterator[tuple[str, Launch]]:
     """Name and launch of every kernel variant of a hot path, at the shapes of real models."""
-    yield from {"warp": _warp, "spade": _spade, "raster": _raster}[slug](capability)
+    yield from {"warp": _warp, "spade": _spade, "raster": _raster, "triplane": _triplane}[slug](capability)
 
 
 def _new(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -168,8 +168,32 @@ def _raster(capability: int) -> Iterator[tuple[str, Launch]]:
             yield name, (kernel, *launch, constants, options)
 
 
+def _triplane(capability: int) -> Iterator[tuple[str, Launch]]:
+    from fastface.kernels.triplane import triplane_triton
+    from fastface.ops import triplane
+
+    rays, hidden, outputs = 4096, 64, 33
+    decoder = triplane.PlaneDecoder(_new(hidden, 32), _new(hidden), _new(outputs, hidden), _new(outputs))
+    for dtype in (torch.float32, torch.float16):
+        planes = _new(1, 3, 256, 256, 32, dtype=dtype).movedim(-1, 2)
+        points = _new(1, rays, 3)
+        label = str(dtype).removeprefix("torch.")
+        calls = {
+            f"{reduce or 'each'}": triplane.registry.build("sample_planes", planes, points, reduce=reduce)
+            for reduce in ("sum", None)
+        }
+        for samples in ((48, 48), (48, 0), (96, 96)):
+            limits = {"near": _new(1, rays), "far": _new(1, rays), "coarse": samples[0], "fine": samples[1]}
+            calls[f"{samples[0]}+{samples[1]}"] = triplane.registry.build(
+                "render_planes", planes, points, points, decoder, **limits
+            )
+        for variant, call in calls.items():
+            for kernel, _, *launch, constants, options in triplane_triton.launches(call):
+                yield f"{kernel.__name__}, {label}, {variant}", (kernel, *launch, constants, options)
+
+
 if __name__ == "__main__":
-    slugs = [a for a in sys.argv[1:] if not a.isdigit()] or ["warp", "spade", "raster"]
+    slugs = [a for a in sys.argv[1:] if not a.isdigit()] or ["warp", "spade", "raster", "triplane"]
     capabilities = [int(a) for a in sys.argv[1:] if a.isdigit()] or [80, 90, 100]
     print(f"triton {triton.__version__}; registers / shared bytes / stack bytes / LDL+STL on {capabilities}")
     for slug in slugs:

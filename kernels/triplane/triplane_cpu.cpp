@@ -1,0 +1,542 @@
+// The `triplane` hot path on the CPU, compiled once per instruction set tier. A thread takes a ray at a time, all of
+// it: depths, features, hidden layer, weights and colours of its samples stay in the caches, and nothing of a sample is
+// ever in a tensor. Formulas and the reasons for the layout of the work: README.md.
+#include "triplane_cpu.h"
+
+#include "cpu_simd.h"
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace fastface::triplane::FASTFACE_TIER {
+namespace {
+
+using namespace ::fastface::FASTFACE_TIER;
+
+constexpr int64_t kBlock = 48;  // samples whose features are held at once
+constexpr int kRows = 6;        // samples that share a load of a weight
+constexpr int kTaps = 24;       // corners of a sample in three trigrids
+// Vectors of outputs at once: with kRows sums of each they fill the registers.
+#if defined(__AVX512F__)
+constexpr int kWide = 4;
+#else
+constexpr int kWide = 2;
+#endif
+constexpr int64_t kColumns = kWide * kLanes;
+constexpr int64_t kTask = 8;  // rays that a thread takes at once
+
+// ---- Functions of vectors ----
+
+// ln(1 + y) for 0 <= y <= 1, within 1.3 units in the last place: a Chebyshev fit of ln(1 + y) / y.
+inline vf log1p_(vf y) {
+  constexpr float kTerms[] = {-0.0031760570f, 0.0195425283f,  -0.0563736148f, 0.1054362357f,  -0.1526966691f,
+                              0.1966327429f,  -0.2495161593f, 0.3332971036f,  -0.4999989271f, 1.0f};
+  vf p = vf{} + kTerms[0];
+  for (int i = 1; i < 10; ++i) p = fma_(p, y, vf{} + kTerms[i]);
+  return p * y;
+}
+
+inline vf abs_(vf x) { return x < 0.0f ? -x : x; }
+
+// ln(1 + e^x). NaN stays NaN.
+inline vf softplus_(vf x) { return (x > 0.0f ? x : vf{}) + log1p_(exp_(-abs_(x))); }
+
+// 1 / (1 + e^-x). NaN stays NaN.
+inline vf sigmoid_(vf x) {
+  const vf e = exp_(-abs_(x));
+  return (x < 0.0f ? e : vf{} + 1.0f) / (1.0f + e);
+}
+
+inline float softplus_(float x) { return softplus_(vf{} + x)[0]; }
+
+inline float total(vf value) {
+  float sums[kLanes];
+  for (int j = 0; j < kLanes; ++j) sums[j] = value[j];
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    for (int j = 0; j < half; ++j) sums[j] += sums[j + half];
+  }
+  return sums[0];
+}
+
+// ---- The decoder ----
+
+// A layer's weights [K, N] so that kColumns outputs of one input lie next to each other: [groups, N, kColumns], zeros
+// beyond the last output.
+void pack(const float* weight, int64_t outputs, int64_t inputs, float* to) {
+  const int64_t groups = round_up(outputs, kColumns) / kColumns;
+  for (int64_t g = 0; g < groups; ++g) {
+    for (int64_t n = 0; n < inputs; ++n) {
+      for (int64_t j = 0; j < kColumns; ++j) {
+        const int64_t k = g * kColumns + j;
+        to[(g * inputs + n) * kColumns + j] = k < outputs ? weight[k * inputs + n] : 0.0f;
+      }
+    }
+  }
+}
+
+void pad(const float* bias, int64_t outputs, float* to) {
+  for (int64_t k = 0; k < round_up(outputs, kColumns); ++k) to[k] = k < outputs ? bias[k] : 0.0f;
+}
+
+// x Wᵀ + b of `Rows` samples for one group of columns, handed to `done(row, vector of the group, value)`.
+template <int Rows, class Done>
+inline void dense_rows(const float* x, int64_t stride, int64_t inputs, const float* weight, const float* bias,
+                       const Done& done) {
+  vf sums[Rows][kWide];
+  for (int r = 0; r < Rows; ++r) {
+    for (int v = 0; v < kWide; ++v) sums[r][v] = load<kLanes>(bias + v * kLanes);
+  }
+  for (int64_t n = 0; n < inputs; ++n) {
+    vf weights[kWide];
+    for (int v = 0; v < kWide; ++v) weights[v] = load<kLanes>(weight + n * kColumns + v * kLanes);
+    for (int r = 0; r < Rows; ++r) {
+      const vf value = splat<kLanes>(x[r * stride + n]);
+      for (int v = 0; v < kWide; ++v) sums[r][v] = fma_(value, weights[v], sums[r][v]);
+    }
+  }
+  for (int r = 0; r < Rows; ++r) {
+    for (int v = 0; v < kWide; ++v) done(r, v, sums[r][v]);
+  }
+}
+
+// One layer of `rows` samples; `done(row, column, value)`.
+template <class Done>
+inline void dense(const float* x, int64_t stride, int64_t rows, int64_t inputs, const float* weight, const float* bias,
+                  int64_t outputs, const Done& done) {
+  for (int64_t column = 0; column < outputs; column += kColumns) {
+    const float* w = weight + column * inputs;
+    const auto from = [&](int64_t row) {
+      return [&done, row, column](int r, int v, vf value) { done(row + r, column + v * kLanes, value); };
+    };
+    int64_t row = 0;
+    for (; row + kRows <= rows; row += kRows) {
+      dense_rows<kRows>(x + row * stride, stride, inputs, w, bias + column, from(row));
+    }
+    for (; row < rows; ++row) dense_rows<1>(x + row * stride, stride, inputs, w, bias + column, from(row));
+  }
+}
+
+// The decoder as the loops read it, and the sizes that follow; shared by all threads.
+struct Decoder {
+  int64_t channels, hidden, hidden_padded, colours, colours_padded;
+  float *w1, *b1, *w_density, *w2, *b2;
+  float b_density;
+
+  static int64_t floats(const Params& p) {
+    const int64_t h = round_up(p.hidden, kColumns), f = round_up(p.outputs - 1, kColumns);
+    return h * (p.channels + 2) + f * (h + 1);
+  }
+
+  Decoder(const Params& p, float* memory) {
+    channels = p.channels;
+    hidden = p.hidden;
+    hidden_padded = round_up(hidden, kColumns);
+    colours = p.outputs - 1;
+    colours_padded = round_up(colours, kColumns);
+    w1 = memory;
+    b1 = w1 + hidden_padded * channels;
+    w_density = b1 + hidden_padded;
+    w2 = w_density + hidden_padded;
+    b2 = w2 + colours_padded * hidden_padded;
+    pack(p.w1, hidden, channels, w1);
+    pad(p.b1, hidden, b1);
+    pad(p.w2, hidden, w_density);
+    pack(p.w2 + hidden, colours, hidden, w2);
+    pad(p.b2 + 1, colours, b2);
+    b_density = p.b2[0];
+  }
+};
+
+// ---- Reading planes ----
+
+// The corners of up to kLanes samples in all planes that are asked for: where each lies and its weight. An offset of -1
+// is a corner outside, which is zero.
+struct Taps {
+  alignas(64) int64_t offset[kLanes][kTaps];
+  alignas(64) float weight[kLanes][kTaps];
+  int count;          // of a sample
+  bool lost[kLanes];  // a coordinate is no number: the sample is not either
+};
+
+// Where a coordinate in [-1, 1] lies between pixel centres of an axis: the lower one, and how far beyond it.
+struct Between {
+  alignas(64) float low[kLanes], above[kLanes];
+};
+
+inline Between between(vf coordinate, int64_t size) {
+  const vf at = ((coordinate + 1.0f) * static_cast<float>(size) - 1.0f) * 0.5f;
+  // Far outside any corner is; the bound keeps the conversion to an integer defined.
+  const vf bounded =
+      at < -2.0f ? vf{} - 2.0f : (at > static_cast<float>(size) + 1.0f ? vf{} + static_cast<float>(size) + 1.0f : at);
+  const vf low = floor_(bounded);
+  Between result;
+  store<kLanes>(result.low, low);
+  store<kLanes>(result.above, at - low);
+  return result;
+}
+
+// Taps of the samples at `point` (x, y, z of kLanes samples, scaled to [-1, 1]) in planes [first, last).
+inline void find_taps(const Params& p, int64_t image, const vf (&point)[3], int first, int last, Taps& taps) {
+  const auto* stride = p.planes.stride;
+  const int64_t depth = p.trigrid ? p.depth : 1;
+  taps.count = 0;
+  const vf nothing = (point[0] - point[0]) + (point[1] - point[1]) + (point[2] - point[2]);  // NaN for NaN and infinity
+  for (int s = 0; s < kLanes; ++s) taps.lost[s] = !(nothing[s] == 0.0f);
+  for (int k = first; k < last; ++k) {
+    const Between x = between(point[p.axes[3 * k]], p.width), y = between(point[p.axes[3 * k + 1]], p.height);
+    Between z = {};
+    if (p.trigrid) z = between(point[p.axes[3 * k + 2]], depth);
+    const int corners = p.trigrid ? 8 : 4;
+    for (int s = 0; s < kLanes; ++s) {
+      if (taps.lost[s]) continue;
+      const int64_t ix = static_cast<int64_t>(x.low[s]), iy = static_cast<int64_t>(y.low[s]);
+      const int64_t iz = static_cast<int64_t>(z.low[s]);
+      const float fx[2] = {1.0f - x.above[s], x.above[s]}, fy[2] = {1.0f - y.above[s], y.above[s]};
+      const float fz[2] = {p.trigrid ? 1.0f - z.above[s] : 1.0f, z.above[s]};
+      const int64_t base = image * stride[0] + k * stride[1] + iz * stride[3] + iy * stride[4] + ix * stride[5];
+      for (int c = 0; c < corners; ++c) {
+        const int dx = c & 1, dy = c >> 1 & 1, dz = c >> 2;
+        const bool inside =
+            ix + dx >= 0 && ix + dx < p.width && iy + dy >= 0 && iy + dy < p.height && iz + dz >= 0 && iz + dz < depth;
+        taps.offset[s][taps.count + c] = inside ? base + dz * stride[3] + dy * stride[4] + dx * stride[5] : -1;
+        taps.weight[s][taps.count + c] = fx[dx] * fy[dy] * fz[dz];
+      }
+    }
+    taps.count += corners;
+  }
+}
+
+// The sum of a sample's corners, `channels` of them, times `factor`.
+template <class T>
+inline void gather(const T* planes, const Taps& taps, int s, int64_t channels, float factor, float* to) {
+  constexpr int kTogether = 2;
+  const vf spoilt = vf{} + (taps.lost[s] ? __builtin_nanf("") : 0.0f);
+  int64_t c = 0;
+  for (; c + kTogether * kLanes <= channels; c += kTogether * kLanes) {
+    vf sums[kTogether] = {spoilt, spoilt};
+    if (!taps.lost[s]) {
+      for (int t = 0; t < taps.count; ++t) {
+        if (taps.offset[s][t] < 0) continue;
+        const T* from = planes + taps.offset[s][t] + c;
+        const vf weight = splat<kLanes>(taps.weight[s][t]);
+        for (int v = 0; v < kTogether; ++v) sums[v] = fma_(weight, load<kLanes>(from + v * kLanes), sums[v]);
+      }
+    }
+    for (int v = 0; v < kTogether; ++v) store<kLanes>(to + c + v * kLanes, sums[v] * factor);
+  }
+  for (; c < channels; c += kLanes) {
+    const int64_t n = least(kLanes, channels - c);
+    vf sum = spoilt;
+    if (!taps.lost[s]) {
+      for (int t = 0; t < taps.count; ++t) {
+        if (taps.offset[s][t] < 0) continue;
+        const T* from = planes + taps.offset[s][t] + c;
+        const vf value = n == kLanes ? load<kLanes>(from) : load_part<kLanes>(from, n);
+        sum = fma_(splat<kLanes>(taps.weight[s][t]), value, sum);
+      }
+    }
+    store<kLanes>(to + c, sum * factor);
+  }
+}
+
+// ---- A ray ----
+
+// What a thread needs for a ray of S + I samples; the storage order is coarse, then fine.
+struct Ray {
+  int64_t coarse, fine, count;
+  float* features;          // [kBlock, channels padded]
+  float* hidden;            // [S + I, hidden padded]
+  float *depths, *density;  // [S + I]
+  float* share;             // [S + I], v of each sample
+  float* weights;           // [S + I] of the intervals in order
+  float* cumulated;         // [S]
+  float* colours;           // [colours padded]
+  int32_t* order;           // [S + I], nearest first
+  int64_t feature_stride, hidden_stride;
+
+  static int64_t floats(const Params& p) {
+    const int64_t count = round_up(p.coarse + p.fine, kLanes) + kLanes;
+    return kBlock * (round_up(p.channels, 2 * kLanes)) + count * round_up(p.hidden, kColumns) + 6 * count +
+           round_up(p.outputs - 1, kColumns) + 8 * kLanes;
+  }
+
+  Ray(const Params& p, float* memory) {
+    coarse = p.coarse;
+    fine = p.fine;
+    count = coarse + fine;
+    const int64_t padded = round_up(count, kLanes) + kLanes;
+    feature_stride = round_up(p.channels, 2 * kLanes);
+    hidden_stride = round_up(p.hidden, kColumns);
+    float* at = memory;
+    const auto take = [&at](int64_t floats) {
+      float* const result = at;
+      at += round_up(floats, kLanes);
+      return result;
+    };
+    features = take(kBlock * feature_stride);
+    hidden = take(padded * hidden_stride);
+    depths = take(padded);
+    density = take(padded);
+    share = take(padded);
+    weights = take(padded);
+    cumulated = take(padded);
+    order = reinterpret_cast<int32_t*>(take(padded));
+    colours = take(round_up(p.outputs - 1, kColumns));
+  }
+};
+
+// One depth in each stratum.
+inline void stratify(const Params& p, int64_t index, Ray& ray) {
+  const float near = p.near[index], far = p.far[index];
+  const float last = static_cast<float>(ray.coarse - 1);
+  const float* jitter = p.jitter == nullptr ? nullptr : p.jitter + index * ray.coarse;
+  for (int64_t k = 0; k < ray.coarse; ++k) {
+    const float t = static_cast<float>(k) / last + (jitter == nullptr ? 0.5f : jitter[k]) / last;
+    ray.depths[k] = p.disparity ? 1.0f / ((1.0f - t) / near + t / far) : near + t * (far - near);
+  }
+}
+
+// Hidden layer and density of samples [first, last) of a ray.
+template <class T>
+inline void look(const Params& p, const Decoder& decoder, int64_t image, int64_t index, int64_t first, int64_t last,
+                 Ray& ray) {
+  const float* origin = p.points + 3 * index;
+  const float* direction = p.directions + 3 * index;
+  const float scale = 2.0f / p.box, factor = p.reduce == Reduce::kMean ? 1.0f / 3.0f : 1.0f;
+  Taps taps;
+  for (int64_t start = first; start < last; start += kBlock) {
+    const int64_t rows = least(kBlock, last - start);
+    for (int64_t s = 0; s < rows; s += kLanes) {
+      const vf z = load<kLanes>(ray.depths + start + s);  // lanes beyond the last sample are not used
+      vf point[3];
+      for (int i = 0; i < 3; ++i) point[i] = (origin[i] + z * direction[i]) * scale;
+      find_taps(p, image, point, 0, 3, taps);
+      const int64_t n = least(kLanes, rows - s);
+      for (int64_t i = 0; i < n; ++i) {
+        gather(static_cast<const T*>(p.planes.data), taps, static_cast<int>(i), p.channels, factor,
+               ray.features + (s + i) * ray.feature_stride);
+      }
+    }
+    vf density[kBlock] = {};
+    dense(ray.features, ray.feature_stride, rows, p.channels, decoder.w1, decoder.b1, decoder.hidden_padded,
+          [&](int64_t row, int64_t column, vf value) {
+            const vf active = softplus_(value);
+            store<kLanes>(ray.hidden + (start + row) * ray.hidden_stride + column, active);
+            density[row] = fma_(active, load<kLanes>(decoder.w_density + column), density[row]);
+          });
+    for (int64_t row = 0; row < rows; ++row) ray.density[start + row] = total(density[row]) + decoder.b_density;
+  }
+}
+
+// Weights of the intervals between samples in `order`, and their sum.
+inline float composite(const Ray& ray, int64_t count, float* weights) {
+  const int32_t* order = ray.order;
+  float through = 1, sum = 0;
+  for (int64_t i = 0; i + 1 < count; i += kLanes) {
+    alignas(64) float middle[kLanes] = {}, length[kLanes] = {};
+    const int64_t n = least(kLanes, count - 1 - i);
+    for (int64_t j = 0; j < n; ++j) {
+      const int32_t a = order[i + j], b = order[i + j + 1];
+      middle[j] = (ray.density[a] + ray.density[b]) / 2 - 1;
+      length[j] = ray.depths[b] - ray.depths[a];
+    }
+    const vf kept = exp_(-softplus_(load<kLanes>(middle)) * load<kLanes>(length));
+    for (int64_t j = 0; j < n; ++j) {
+      const float alpha = 1 - kept[j];
+      weights[i + j] = alpha * through;
+      sum += weights[i + j];
+      through *= 1 - alpha + 1e-10f;
+    }
+  }
+  return sum;
+}
+
+inline void insert_sorted(float* values, int64_t count) {
+  for (int64_t i = 1; i < count; ++i) {
+    const float value = values[i];
+    int64_t j = i;
+    for (; j > 0 && values[j - 1] > value; --j) values[j] = values[j - 1];
+    values[j] = value;
+  }
+}
+
+// The fine depths, nearest first, behind the coarse ones: the inverse of the smoothed distribution of their weights.
+inline void resample(const Params& p, int64_t index, Ray& ray) {
+  const int64_t intervals = ray.coarse - 1, shares = ray.coarse - 3;
+  const float* w = ray.weights;
+  const auto highest = [&](int64_t j) {  // of the intervals on either side of depth j
+    const float before = j > 0 ? w[j - 1] : w[0], after = j < intervals ? w[j] : w[intervals - 1];
+    return before > after || before != before ? before : after;
+  };
+  float sum = 0;
+  for (int64_t j = 0; j < shares; ++j) {
+    const float smooth = (highest(j + 1) + highest(j + 2)) / 2 + 0.01f;
+    ray.cumulated[j + 1] = smooth + 1e-5f;
+    sum += ray.cumulated[j + 1];
+  }
+  ray.cumulated[0] = 0;
+  for (int64_t j = 1; j <= shares; ++j) ray.cumulated[j] = ray.cumulated[j] / sum + ray.cumulated[j - 1];
+  const auto middle = [&](int64_t j) { return (ray.depths[j] + ray.depths[j + 1]) / 2; };
+  const float* given = p.u == nullptr ? nullptr : p.u + index * ray.fine;
+  float* to = ray.depths + ray.coarse;
+  for (int64_t i = 0; i < ray.fine; ++i) {
+    const float u = given == nullptr ? (static_cast<float>(i) + 0.5f) / static_cast<float>(ray.fine) : given[i];
+    int64_t low = 0, high = shares + 1;  // the first entry above u
+    while (low < high) {
+      const int64_t at = (low + high) / 2;
+      if (ray.cumulated[at] > u) {
+        high = at;
+      } else {
+        low = at + 1;
+      }
+    }
+    const int64_t below = most(low - 1, 0), above = least(low, shares);
+    float width = ray.cumulated[above] - ray.cumulated[below];
+    if (width < 1e-5f) width = 1;
+    const float start = middle(below), end = middle(above);
+    to[i] = start + (u - ray.cumulated[below]) / width * (end - start);
+  }
+  if (given != nullptr) insert_sorted(to, ray.fine);
+}
+
+// Nearest first; of equal depths the coarse one. Depths that a caller's jitter left out of order are sorted as well.
+inline void merge(Ray& ray) {
+  int64_t a = 0, b = ray.coarse;
+  for (int64_t i = 0; i < ray.count; ++i) {
+    const bool first = b == ray.count || (a < ray.coarse && !(ray.depths[b] < ray.depths[a]));
+    ray.order[i] = static_cast<int32_t>(first ? a++ : b++);
+  }
+  for (int64_t i = 1; i < ray.count; ++i) {
+    const int32_t moved = ray.order[i];
+    int64_t j = i;
+    for (; j > 0 && ray.depths[ray.order[j - 1]] > ray.depths[moved]; --j) ray.order[j] = ray.order[j - 1];
+    ray.order[j] = moved;
+  }
+}
+
+template <class T>
+inline void render(const Params& p, const Decoder& decoder, int64_t index, Ray& ray) {
+  const int64_t image = index / p.count;
+  stratify(p, index, ray);
+  look<T>(p, decoder, image, index, 0, ray.coarse, ray);
+  for (int64_t i = 0; i < ray.coarse; ++i) ray.order[i] = static_cast<int32_t>(i);
+  if (ray.fine > 0) {
+    composite(ray, ray.coarse, ray.weights);
+    resample(p, index, ray);
+    look<T>(p, decoder, image, index, ray.coarse, ray.count, ray);
+    merge(ray);
+  }
+  const float opacity = composite(ray, ray.count, ray.weights);
+  float depth = 0;
+  for (int64_t i = 0; i < ray.count; ++i) {
+    // A colour belongs to the intervals on either side of its sample, so colours need no order.
+    const float before = i > 0 ? ray.weights[i - 1] : 0.0f, after = i + 1 < ray.count ? ray.weights[i] : 0.0f;
+    ray.share[ray.order[i]] = (before + after) / 2;
+    if (i + 1 < ray.count) depth += after * (ray.depths[ray.order[i]] + ray.depths[ray.order[i + 1]]) / 2;
+  }
+  for (int64_t c = 0; c < decoder.colours_padded; c += kLanes) store<kLanes>(ray.colours + c, vf{});
+  dense(ray.hidden, ray.hidden_stride, ray.count, decoder.hidden, decoder.w2, decoder.b2, decoder.colours_padded,
+        [&](int64_t row, int64_t column, vf value) {
+          const vf sum = load<kLanes>(ray.colours + column);
+          store<kLanes>(ray.colours + column, fma_(vf{} + ray.share[row], sigmoid_(value), sum));
+        });
+  const float background = p.white_back ? 1 - opacity : 0.0f;
+  T* const out = static_cast<T*>(p.features) + index * decoder.colours;
+  for (int64_t c = 0; c < decoder.colours; c += kLanes) {
+    const vf colour = 1.002f * load<kLanes>(ray.colours + c) - 0.001f * opacity + background;
+    const vf value = 2.0f * colour - 1.0f;
+    const int64_t n = least(kLanes, decoder.colours - c);
+    if (n == kLanes) {
+      store<kLanes>(out + c, value);
+    } else {
+      store_part<kLanes>(out + c, value, n);
+    }
+  }
+  p.opacity[index] = opacity;
+  p.depth_out[index] = opacity == 0 ? ray.depths[ray.order[ray.count - 1]] : depth / opacity;
+}
+
+template <class T>
+bool render_all(const Params& p, int threads) {
+  const int64_t rays = p.batch * p.count;
+  const int64_t each = round_up(Ray::floats(p), 16);
+  Buffer shared(static_cast<size_t>(Decoder::floats(p)) * sizeof(float));
+  Buffer scratch(static_cast<size_t>(threads * each) * sizeof(float));
+  if (shared.data == nullptr || scratch.data == nullptr) return false;
+  const Decoder decoder(p, reinterpret_cast<float*>(shared.data));
+  memset(scratch.data, 0, static_cast<size_t>(threads * each) * sizeof(float));
+  float* const memory = reinterpret_cast<float*>(scratch.data);
+#pragma omp parallel num_threads(threads)
+  {
+#ifdef _OPENMP
+    const int thread = omp_get_thread_num();
+#else
+    const int thread = 0;
+#endif
+    Ray ray(p, memory + thread * each);
+#pragma omp for schedule(dynamic, kTask)
+    for (int64_t index = 0; index < rays; ++index) render<T>(p, decoder, index, ray);
+  }
+  return true;
+}
+
+// ---- Points alone ----
+
+template <class T>
+bool sample_all(const Params& p, int threads) {
+  const int64_t blocks = (p.count + kLanes - 1) / kLanes, padded = round_up(p.channels, 2 * kLanes);
+  const int64_t groups = p.reduce == Reduce::kNone ? 3 : 1;
+  const float scale = 2.0f / p.box, factor = p.reduce == Reduce::kMean ? 1.0f / 3.0f : 1.0f;
+  Buffer scratch(static_cast<size_t>(threads * padded) * sizeof(float));
+  if (scratch.data == nullptr) return false;
+#pragma omp parallel num_threads(threads)
+  {
+#ifdef _OPENMP
+    const int thread = omp_get_thread_num();
+#else
+    const int thread = 0;
+#endif
+    float* const row = reinterpret_cast<float*>(scratch.data) + thread * padded;
+    Taps taps;
+#pragma omp for schedule(dynamic, kTask)
+    for (int64_t task = 0; task < p.batch * blocks; ++task) {
+      const int64_t image = task / blocks, first = task % blocks * kLanes, n = least(kLanes, p.count - first);
+      vf point[3] = {};
+      for (int64_t j = 0; j < n; ++j) {
+        for (int i = 0; i < 3; ++i) point[i][j] = p.points[3 * (image * p.count + first + j) + i] * scale;
+      }
+      for (int64_t group = 0; group < groups; ++group) {
+        find_taps(p, image, point, groups == 3 ? static_cast<int>(group) : 0,
+                  groups == 3 ? static_cast<int>(group) + 1 : 3, taps);
+        for (int64_t j = 0; j < n; ++j) {
+          gather(static_cast<const T*>(p.planes.data), taps, static_cast<int>(j), p.channels, factor, row);
+          T* const to = static_cast<T*>(p.features) + ((image * groups + group) * p.count + first + j) * p.channels;
+          write_row(row, to, 1, p.channels);
+        }
+      }
+    }
+  }
+  return true;
+}
+
+template <class T>
+bool run_typed(CpuOp op, const Params& p, int threads) {
+  const int used = team(threads, p.batch * p.count * (op == CpuOp::kRenderPlanes ? p.coarse + p.fine : 1) * 16);
+  return op == CpuOp::kRenderPlanes ? render_all<T>(p, used) : sample_all<T>(p, used);
+}
+
+}  // namespace
+
+bool run(CpuOp op, const Params& params, int threads) {
+  switch (params.planes.dtype) {
+    case DType::kFloat32:
+      return run_typed<float>(op, params, threads);
+    case DType::kFloat16:
+      return run_typed<Half>(op, params, threads);
+    case DType::kBFloat16:
+      return run_typed<BFloat16>(op, params, threads);
+  }
+  return false;
+}
+
+}  // namespace fastface::triplane::FASTFACE_TIER

@@ -1,0 +1,182 @@
+"""EG3D's pickles: what they hold is read, what they would run is not."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastface.models.pir import SynthesisConfig, TriplaneGenerator, convert_pickle, load_generator, read_pickle
+from fastface.models.pir.generator import GeneratorConfig
+from fastface.models.pir.pickles import _Unpickler
+from tests.models.eg3d_names import eg3d_state
+
+OPTIONS = {
+    "ray_start": 2.0,
+    "ray_end": 3.0,
+    "depth_resolution": 24,
+    "depth_resolution_importance": 16,
+    "box_warp": 1.2,
+    "clamp_mode": "softplus",
+    "superresolution_module": "training.superresolution.SuperresolutionHybrid8XDC",
+}
+EG3D_AXES = [[[1, 0, 0], [0, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 0, 1], [0, 1, 0]], [[0, 0, 1], [1, 0, 0], [0, 1, 0]]]
+
+
+class Code:
+    """Runs something when a plain unpickle meets it."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (self.command,)
+
+
+@pytest.fixture
+def persistence() -> Iterator[type]:
+    """The modules that such pickles name, while they are written. Returns the class of a persistent object."""
+
+    class EasyDict(dict[str, Any]):
+        __module__, __qualname__ = "dnnlib.util", "EasyDict"
+
+    def _reconstruct_persistent_obj(meta: Any) -> None:
+        raise AssertionError("this would run the source code of a pickle")
+
+    _reconstruct_persistent_obj.__module__ = "torch_utils.persistence"
+    _reconstruct_persistent_obj.__qualname__ = "_reconstruct_persistent_obj"
+    named = {"EasyDict": EasyDict, "_reconstruct_persistent_obj": _reconstruct_persistent_obj}
+    names = ("dnnlib", "dnnlib.util", "torch_utils", "torch_utils.persistence")
+    modules = {name: types.ModuleType(name) for name in names}
+    for module in modules.values():
+        vars(module).update(named)
+
+    class Persistent:
+        def __init__(self, class_name: str, module: nn.Module, source: str = "raise SystemExit", **attributes: Any):
+            self.meta = (class_name, module, source, attributes)
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            class_name, module, source, attributes = self.meta
+            meta = {"type": "class", "version": 6, "module_src": source, "class_name": class_name}
+            return _reconstruct_persistent_obj, (EasyDict(meta, state={**vars(module), **attributes}),)
+
+    sys.modules.update(modules)
+    yield Persistent
+    for name in modules:
+        del sys.modules[name]
+
+
+def nested(state: dict[str, Tensor], persistent: type) -> nn.Module:
+    """A tree of modules with the names of a state dict."""
+    root = nn.Module()
+    for name, tensor in state.items():
+        *path, leaf = name.split(".")
+        module = root
+        for part in path:
+            if part not in module._modules:
+                module.add_module(part, nn.Module())
+            module = module.get_submodule(part)
+        if leaf.endswith(("noise_const", "resample_filter", "w_avg")):
+            module.register_buffer(leaf, tensor)
+        else:
+            module.register_parameter(leaf, nn.Parameter(tensor))
+    return root
+
+
+@pytest.fixture(scope="module")
+def small() -> TriplaneGenerator:
+    torch.manual_seed(0)
+    synthesis = SynthesisConfig(outputs=12, size=8, style=16, base=64, most=8)
+    config = GeneratorConfig(16, 25, 2, synthesis, channels=4, hidden=8, image=32, image_channels=(8, 4))
+    return TriplaneGenerator(config).eval()
+
+
+def test_a_network_is_read_and_converted(small, persistence, tmp_path: Path) -> None:
+    state = eg3d_state(small)
+    module = nested(state, persistence)
+    renderer = nn.Module()
+    renderer.plane_axes = torch.tensor(EG3D_AXES, dtype=torch.float32)
+    module._modules["renderer"] = renderer
+    module.register_buffer("passing", torch.zeros(3), persistent=False)
+    generator = persistence("TriPlaneGenerator", module, rendering_kwargs=OPTIONS, neural_rendering_resolution=64)
+    with (tmp_path / "in.pkl").open("wb") as file:
+        pickle.dump({"G": None, "D": None, "G_ema": generator, "training_set_kwargs": {"seed": 1}}, file)
+
+    (network,) = read_pickle(tmp_path / "in.pkl").values()
+    assert (network.name, network.class_name, network.axes) == ("G_ema", "TriPlaneGenerator", "eg3d")
+    assert network.options == OPTIONS
+    assert network.state.keys() == state.keys()
+    assert all(torch.equal(network.state[name], state[name]) for name in state)
+
+    convert_pickle(tmp_path / "in.pkl", tmp_path / "out.safetensors")
+    loaded = load_generator(tmp_path / "out.safetensors")
+    rendering = loaded.config.rendering
+    assert (rendering.near, rendering.coarse, rendering.box, rendering.axes) == (2.0, 24, 1.2, "eg3d")
+    assert all(torch.equal(value, small.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_code_never_runs(protocol: int, persistence, tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    command = f"touch {mark}"
+    module = nn.Linear(3, 2)
+    module.trap = Code(command)
+    network = persistence("Linear", module, source=f"import os; os.system({command!r})")
+    payload = pickle.dumps({"G_ema": network, "trap": Code(command), "more": [Code(command)]}, protocol)
+    (tmp_path / "in.pkl").write_bytes(payload)
+    found = read_pickle(tmp_path / "in.pkl")["G_ema"]
+    assert torch.equal(found.state["weight"], module.weight)
+    assert not mark.exists()
+    with pytest.raises(AssertionError, match="source code"):
+        pickle.loads(payload)  # the trap works: a plain unpickle runs it
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"cos\nsystem\n(S'exit 1'\ntR.",
+        b"cbuiltins\neval\n(S'1/0'\ntR.",
+        b"c__builtin__\nexec\n(S'raise SystemExit'\ntR.",
+        b"\x80\x04\x8c\x08builtins\x8c\x07getattr\x93\x8c\x05posix\x8c\x06system\x86R.",
+        b"ctorch.storage\n_load_from_bytes\n(" + pickle.dumps(b"cos\nsystem\n(S'exit 1'\ntR.", 0)[:-1] + b"tR.",
+    ],
+)
+def test_names_that_run_something_are_inert(payload: bytes, tmp_path: Path) -> None:
+    (tmp_path / "in.pkl").write_bytes(payload)
+    with pytest.raises(ValueError, match="must hold networks|cannot be read"):
+        read_pickle(tmp_path / "in.pkl")
+
+
+def test_no_name_is_ever_imported() -> None:
+    unpickler = _Unpickler(io.BytesIO(b""))
+    for module, name in (("os", "system"), ("builtins", "eval"), ("torch", "load"), ("antigravity", "x")):
+        made = unpickler.find_class(module, name)
+        assert made.__mro__[1].__name__ == "_Inert"
+    assert "antigravity" not in sys.modules
+
+
+def test_bad_files(tmp_path: Path, persistence) -> None:
+    (tmp_path / "text.pkl").write_text("hello")
+    (tmp_path / "numbers.pkl").write_bytes(pickle.dumps({"G_ema": 3}))
+    (tmp_path / "good.pkl").write_bytes(pickle.dumps({"G_ema": persistence("Linear", nn.Linear(2, 2))}))
+    torch.save({"a": torch.zeros(2)}, tmp_path / "torch.pkl")
+    for name, message in (
+        ("none.pkl", "no such"), ("text.pkl", "cannot be read"), ("numbers.pkl", "must hold networks"),
+        ("torch.pkl", "cannot be read"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            read_pickle(tmp_path / name)
+    with pytest.raises(ValueError, match=r"end in \.safetensors"):
+        convert_pickle(tmp_path / "good.pkl", tmp_path / "out.pth")
+    with pytest.raises(ValueError, match="holds G_ema, not 'G'"):
+        convert_pickle(tmp_path / "good.pkl", tmp_path / "out.safetensors", "G")
+    assert not (tmp_path / "out.safetensors").exists()
