@@ -13,7 +13,7 @@ import torch
 
 from fastface.ops._verify.spade import SHAPES, SpadeShape
 
-from .harness import Case, op_contenders
+from .harness import Case, Contenders, op_contenders
 
 SLUG = "spade"
 OPS = ("modulated_norm", "instance_stats")
@@ -55,6 +55,7 @@ def _case(
     stats: bool = False,
 ) -> Case:
     sizes = replace(SHAPES[shape], batch=batch)
+    contenders = _with_floor if op == "modulated_norm" and modulation == "maps" else op_contenders
     options: dict[str, Any] = {} if op == "instance_stats" else {"modulation": modulation, "stats": stats}
     return Case(
         op=op,
@@ -64,10 +65,20 @@ def _case(
         layout=layout,
         batch=batch,
         device=device,
-        make=partial(op_contenders, op, sizes, compiled, device=device, dtype=dtype, layout=layout, **options),
+        make=partial(contenders, op, sizes, compiled, device=device, dtype=dtype, layout=layout, **options),
         bytes=bytes_moved(op, sizes, dtype, modulation, stats),
         threads=threads or torch.get_num_threads(),
     )
+
+
+def _with_floor(op: str, shape: SpadeShape, compiled: bool, **options: Any) -> Contenders:
+    """PyTorch's addcmul as another: it reads as many maps once and writes one, but takes no statistics."""
+    contenders, checks = op_contenders(op, shape, compiled, **options)
+    if shape.scale == 1:
+        size = (shape.batch, shape.channels, shape.height, shape.width)
+        x, gamma, beta = (torch.randn(size, device=options["device"], dtype=options["dtype"]) for _ in range(3))
+        contenders["addcmul"] = partial(torch.addcmul, beta, x, gamma)
+    return contenders, checks
 
 
 def bytes_moved(op: str, shape: SpadeShape, dtype: torch.dtype, modulation: str, stats: bool) -> int:

@@ -30,7 +30,7 @@ from fastface.ops import _verify
 from fastface.ops._backends import BACKENDS, registries
 from fastface.ops._verify import Verdict
 
-__all__ = ["Case", "Row", "append_csv", "op_contenders", "run_case", "table"]
+__all__ = ["Case", "Contenders", "Row", "append_csv", "op_contenders", "run_case", "table"]
 
 Contenders = tuple[dict[str, Callable[[], object]], dict[str, Callable[[], Verdict]]]
 

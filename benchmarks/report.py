@@ -17,7 +17,7 @@ DATA = ROOT / "benchmarks" / "data"
 BEGIN, END = "<!-- speeds: made by python -m benchmarks.report -->", "<!-- /speeds -->"
 CASE = ("device", "op", "shape", "variant", "dtype", "layout", "batch", "threads")
 KERNELS = ("cpu", "triton", "cuda")
-BASELINES = ("eager", "compile")
+BASELINES = ("eager", "compile", "addcmul")
 HEAD = """# Measured speeds
 
 Every case of `python -m fastface bench --full --csv benchmarks/data`, the newest row of each; `python -m

@@ -377,14 +377,8 @@ inline void read_row(const T* from, int64_t stride, int64_t count, float* to) {
 
 // As above with the dtype of a view; `to` has room for `count` rounded up to kLanes.
 inline void read_row(const void* data, DType dtype, int64_t offset, int64_t stride, int64_t count, float* to) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return read_row(static_cast<const float*>(data) + offset, stride, count, to);
-    case DType::kFloat16:
-      return read_row(static_cast<const Half*>(data) + offset, stride, count, to);
-    case DType::kBFloat16:
-      return read_row(static_cast<const BFloat16*>(data) + offset, stride, count, to);
-  }
+  by_dtype<Half, BFloat16>(
+      dtype, [&](auto zero) { read_row(static_cast<const decltype(zero)*>(data) + offset, stride, count, to); });
 }
 
 template <class T>
@@ -408,14 +402,8 @@ inline void write_row(const float* from, T* to, int64_t stride, int64_t count) {
 }
 
 inline void write_row(const float* from, void* data, DType dtype, int64_t offset, int64_t stride, int64_t count) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return write_row(from, static_cast<float*>(data) + offset, stride, count);
-    case DType::kFloat16:
-      return write_row(from, static_cast<Half*>(data) + offset, stride, count);
-    case DType::kBFloat16:
-      return write_row(from, static_cast<BFloat16*>(data) + offset, stride, count);
-  }
+  by_dtype<Half, BFloat16>(
+      dtype, [&](auto zero) { write_row(from, static_cast<decltype(zero)*>(data) + offset, stride, count); });
 }
 
 // Memory aligned to a cache line; `data` is null where there is none left.

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fastface.kernels.raster import raster_reference as reference
 from fastface.ops import _checks, _memory, _native
-from fastface.ops._backends import Implementation, Registry, register, requested, route
+from fastface.ops._backends import Implementation, Registry, define_op, register, requested, route
 
 __all__ = ["CULL", "RasterCall", "RasterOutput", "rasterize"]
 
@@ -201,15 +201,13 @@ def _rasterize_fake(
     return _new_output(vertices, attributes, height, width)
 
 
-torch.library.define(
-    "fastface::rasterize",
+_rasterize = define_op(
+    "rasterize",
     "(Tensor vertices, Tensor triangles, Tensor attributes, bool per_vertex, SymInt height, SymInt width, str cull, "
     "str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    _rasterize_impl,
+    _rasterize_fake,
 )
-torch.library.impl("fastface::rasterize", ("CPU", "CUDA"), _rasterize_impl)
-torch.library.register_fake("fastface::rasterize", _rasterize_fake)
-
-_rasterize = torch.ops.fastface.rasterize.default
 
 
 # The backends.

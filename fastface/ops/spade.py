@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fastface.kernels.spade import spade_reference as reference
 from fastface.ops import _checks, _memory, _native
-from fastface.ops._backends import Implementation, Registry, register, route
+from fastface.ops._backends import Implementation, Registry, define_op, register, route
 
 __all__ = ["ACTIVATIONS", "SpadeCall", "instance_stats", "modulated_norm"]
 
@@ -263,25 +263,19 @@ def _instance_stats_fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return _new_stats(x)
 
 
-_NORM = (
+_modulated_norm = define_op(
+    "modulated_norm",
     "(Tensor x, Tensor? gamma, Tensor? beta, Tensor? mean, Tensor? rstd, Tensor? residual, float eps, str activation, "
-    "float slope, str backend) -> Tensor"
+    "float slope, str backend) -> Tensor",
+    _modulated_norm_impl,
+    _modulated_norm_fake,
 )
-for _name, _schema, _impl, _fake in (
-    ("modulated_norm", _NORM, _modulated_norm_impl, _modulated_norm_fake),
-    (
-        "instance_stats",
-        "(Tensor x, float eps, str backend) -> (Tensor, Tensor)",
-        _instance_stats_impl,
-        _instance_stats_fake,
-    ),
-):
-    torch.library.define(f"fastface::{_name}", _schema)
-    torch.library.impl(f"fastface::{_name}", ("CPU", "CUDA"), _impl)
-    torch.library.register_fake(f"fastface::{_name}", _fake)
-
-_modulated_norm = torch.ops.fastface.modulated_norm.default
-_instance_stats = torch.ops.fastface.instance_stats.default
+_instance_stats = define_op(
+    "instance_stats",
+    "(Tensor x, float eps, str backend) -> (Tensor, Tensor)",
+    _instance_stats_impl,
+    _instance_stats_fake,
+)
 
 
 # The backends.

@@ -24,7 +24,7 @@ from torch import Tensor
 from fastface.kernels.triplane import triplane_reference as reference
 from fastface.kernels.triplane.triplane_reference import AXES, PlaneDecoder, RenderOutput
 from fastface.ops import _checks, _memory, _native
-from fastface.ops._backends import Implementation, Registry, register, route
+from fastface.ops._backends import Implementation, Registry, define_op, register, route
 
 __all__ = ["AXES", "REDUCTIONS", "PlaneDecoder", "RenderOutput", "TriplaneCall", "render_planes", "sample_planes"]
 
@@ -384,28 +384,20 @@ def _render_planes_fake(planes: Tensor, origins: Tensor, *arguments: Any) -> tup
     return _new_render(planes, origins, arguments[4].shape[0])
 
 
-for _name, _schema, _impl, _fake in (
-    (
-        "sample_planes",
-        "(Tensor planes, Tensor points, float box, str axes, str reduce, str backend) -> Tensor",
-        _sample_planes_impl,
-        _sample_planes_fake,
-    ),
-    (
-        "render_planes",
-        "(Tensor planes, Tensor origins, Tensor directions, Tensor w1, Tensor b1, Tensor w2, Tensor b2, Tensor near, "
-        "Tensor far, Tensor? jitter, Tensor? u, int coarse, int fine, float box, str axes, str reduce, "
-        "bool white_back, bool disparity, str backend) -> (Tensor, Tensor, Tensor)",
-        _render_planes_impl,
-        _render_planes_fake,
-    ),
-):
-    torch.library.define(f"fastface::{_name}", _schema)
-    torch.library.impl(f"fastface::{_name}", ("CPU", "CUDA"), _impl)
-    torch.library.register_fake(f"fastface::{_name}", _fake)
-
-_sample_planes = torch.ops.fastface.sample_planes.default
-_render_planes = torch.ops.fastface.render_planes.default
+_sample_planes = define_op(
+    "sample_planes",
+    "(Tensor planes, Tensor points, float box, str axes, str reduce, str backend) -> Tensor",
+    _sample_planes_impl,
+    _sample_planes_fake,
+)
+_render_planes = define_op(
+    "render_planes",
+    "(Tensor planes, Tensor origins, Tensor directions, Tensor w1, Tensor b1, Tensor w2, Tensor b2, Tensor near, "
+    "Tensor far, Tensor? jitter, Tensor? u, int coarse, int fine, float box, str axes, str reduce, "
+    "bool white_back, bool disparity, str backend) -> (Tensor, Tensor, Tensor)",
+    _render_planes_impl,
+    _render_planes_fake,
+)
 
 
 # The backends.

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fastface.kernels.warp import warp_reference as reference
 from fastface.ops import _checks, _memory, _native
-from fastface.ops._backends import Implementation, Registry, register, route
+from fastface.ops._backends import Implementation, Registry, define_op, register, route
 
 __all__ = ["WarpCall", "compose_flow", "compose_volumes", "motion_field", "pack_motions"]
 
@@ -363,22 +363,15 @@ def _motion_field_fake(logits: Tensor, *_: Any) -> Tensor:
 _KEYPOINTS = "Tensor kp_source, Tensor kp_driving, Tensor? linear"
 _PACK = f"Tensor feature, {_KEYPOINTS}, float sigma2, bool align_corners, str backend"
 _COMPOSE = f"Tensor feature, Tensor logits, {_KEYPOINTS}, Tensor? occlusion, bool align_corners, str backend"
-for _name, _schema, _impl, _fake in (
-    ("pack_motions", f"({_PACK}) -> Tensor", _pack_motions_impl, _pack_motions_fake),
-    ("pack_motions_out", f"({_PACK}, Tensor(a!) out) -> ()", _pack_motions_out_impl, _pack_motions_out_fake),
-    ("compose_flow", f"({_COMPOSE}) -> Tensor", _compose_flow_impl, _compose_fake),
-    ("compose_volumes", f"({_COMPOSE}) -> Tensor", _compose_volumes_impl, _compose_fake),
-    ("motion_field", f"(Tensor logits, {_KEYPOINTS}, str backend) -> Tensor", _motion_field_impl, _motion_field_fake),
-):
-    torch.library.define(f"fastface::{_name}", _schema)
-    torch.library.impl(f"fastface::{_name}", ("CPU", "CUDA"), _impl)
-    torch.library.register_fake(f"fastface::{_name}", _fake)
-
-_pack_motions = torch.ops.fastface.pack_motions.default
-_pack_motions_out = torch.ops.fastface.pack_motions_out.default
-_compose_flow = torch.ops.fastface.compose_flow.default
-_compose_volumes = torch.ops.fastface.compose_volumes.default
-_motion_field = torch.ops.fastface.motion_field.default
+_pack_motions = define_op("pack_motions", f"({_PACK}) -> Tensor", _pack_motions_impl, _pack_motions_fake)
+_pack_motions_out = define_op(
+    "pack_motions_out", f"({_PACK}, Tensor(a!) out) -> ()", _pack_motions_out_impl, _pack_motions_out_fake
+)
+_compose_flow = define_op("compose_flow", f"({_COMPOSE}) -> Tensor", _compose_flow_impl, _compose_fake)
+_compose_volumes = define_op("compose_volumes", f"({_COMPOSE}) -> Tensor", _compose_volumes_impl, _compose_fake)
+_motion_field = define_op(
+    "motion_field", f"(Tensor logits, {_KEYPOINTS}, str backend) -> Tensor", _motion_field_impl, _motion_field_fake
+)
 
 
 # The backends.

@@ -477,15 +477,7 @@ bool run_typed(const Params& p, int threads) {
 }  // namespace
 
 bool run(const Params& params, int threads) {
-  switch (params.dtype) {
-    case DType::kFloat32:
-      return run_typed<float>(params, threads);
-    case DType::kFloat16:
-      return run_typed<Half>(params, threads);
-    case DType::kBFloat16:
-      return run_typed<BFloat16>(params, threads);
-  }
-  return false;
+  return by_dtype<Half, BFloat16>(params.dtype, [&](auto zero) { return run_typed<decltype(zero)>(params, threads); });
 }
 
 }  // namespace fastface::raster::FASTFACE_TIER

@@ -583,15 +583,8 @@ bool run_typed(CpuOp op, const Params& given, int threads) {
 }  // namespace
 
 bool run(CpuOp op, const Params& params, int threads) {
-  switch (params.x.dtype) {
-    case DType::kFloat32:
-      return run_typed<float>(op, params, threads);
-    case DType::kFloat16:
-      return run_typed<Half>(op, params, threads);
-    case DType::kBFloat16:
-      return run_typed<BFloat16>(op, params, threads);
-  }
-  return false;
+  return by_dtype<Half, BFloat16>(params.x.dtype,
+                                  [&](auto zero) { return run_typed<decltype(zero)>(op, params, threads); });
 }
 
 }  // namespace fastface::spade::FASTFACE_TIER

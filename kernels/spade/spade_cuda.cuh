@@ -594,14 +594,7 @@ void visit_vector(Op op, const Plan& plan, Launch&& launch) {
 
 template <class Launch>
 void visit(Op op, const Plan& plan, Launch&& launch) {
-  switch (plan.p.x.dtype) {
-    case DType::kFloat32:
-      return visit_vector<float>(op, plan, launch);
-    case DType::kFloat16:
-      return visit_vector<Half>(op, plan, launch);
-    case DType::kBFloat16:
-      return visit_vector<BFloat16>(op, plan, launch);
-  }
+  by_dtype<Half, BFloat16>(plan.p.x.dtype, [&](auto zero) { visit_vector<decltype(zero)>(op, plan, launch); });
 }
 
 }  // namespace fastface::spade::cuda

@@ -688,14 +688,7 @@ void visit_typed(Op op, const Plan& plan, const Visitor& visitor) {
 // Hands the kernel of a call to `visitor`.
 template <class Visitor>
 void visit(Op op, const Plan& plan, const Visitor& visitor) {
-  switch (plan.p.planes.dtype) {
-    case DType::kFloat32:
-      return visit_typed<float>(op, plan, visitor);
-    case DType::kFloat16:
-      return visit_typed<Half>(op, plan, visitor);
-    case DType::kBFloat16:
-      return visit_typed<BFloat16>(op, plan, visitor);
-  }
+  by_dtype<Half, BFloat16>(plan.p.planes.dtype, [&](auto zero) { visit_typed<decltype(zero)>(op, plan, visitor); });
 }
 
 }  // namespace fastface::triplane::cuda

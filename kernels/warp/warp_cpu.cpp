@@ -1301,15 +1301,8 @@ bool run_typed(CpuOp op, const Params& p, int threads) {
 
 bool run(CpuOp op, const Params& params, int threads) {
   if (op == CpuOp::kMotionField) return motion_field(params, threads);
-  switch (params.feature.dtype) {
-    case DType::kFloat32:
-      return run_typed<float>(op, params, threads);
-    case DType::kFloat16:
-      return run_typed<Half>(op, params, threads);
-    case DType::kBFloat16:
-      return run_typed<BFloat16>(op, params, threads);
-  }
-  return false;
+  return by_dtype<Half, BFloat16>(params.feature.dtype,
+                                  [&](auto zero) { return run_typed<decltype(zero)>(op, params, threads); });
 }
 
 }  // namespace fastface::warp::FASTFACE_TIER

@@ -886,14 +886,7 @@ struct MotionField : Composer {
 // Calls `launch(Kernel{}, plan)` with the kernel for these dtypes and layouts.
 template <class T, class Launch>
 void visit_logits(Plan& plan, Launch&& launch) {
-  switch (plan.p.logits.dtype) {
-    case DType::kFloat32:
-      return launch(ComposeFlow<T, float>{}, plan);
-    case DType::kFloat16:
-      return launch(ComposeFlow<T, Half>{}, plan);
-    case DType::kBFloat16:
-      return launch(ComposeFlow<T, BFloat16>{}, plan);
-  }
+  by_dtype<Half, BFloat16>(plan.p.logits.dtype, [&](auto zero) { launch(ComposeFlow<T, decltype(zero)>{}, plan); });
 }
 
 template <class T, class Launch>
@@ -908,23 +901,10 @@ void visit_feature(Op op, Plan& plan, Launch&& launch) {
 template <class Launch>
 void visit(Op op, Plan& plan, Launch&& launch) {
   if (op == Op::kMotionField) {
-    switch (plan.p.logits.dtype) {
-      case DType::kFloat32:
-        return launch(MotionField<float>{}, plan);
-      case DType::kFloat16:
-        return launch(MotionField<Half>{}, plan);
-      case DType::kBFloat16:
-        return launch(MotionField<BFloat16>{}, plan);
-    }
+    return by_dtype<Half, BFloat16>(plan.p.logits.dtype,
+                                    [&](auto zero) { launch(MotionField<decltype(zero)>{}, plan); });
   }
-  switch (plan.p.feature.dtype) {
-    case DType::kFloat32:
-      return visit_feature<float>(op, plan, launch);
-    case DType::kFloat16:
-      return visit_feature<Half>(op, plan, launch);
-    case DType::kBFloat16:
-      return visit_feature<BFloat16>(op, plan, launch);
-  }
+  by_dtype<Half, BFloat16>(plan.p.feature.dtype, [&](auto zero) { visit_feature<decltype(zero)>(op, plan, launch); });
 }
 
 }  // namespace fastface::warp::cuda
