@@ -15,7 +15,6 @@ using namespace ::fastface::FASTFACE_TIER;
 
 constexpr int64_t kBlock = 48;  // samples whose features are held at once
 constexpr int kRows = 6;        // samples that share a load of a weight
-constexpr int kTaps = 24;       // corners of a sample in three trigrids
 // Vectors of outputs at once: with kRows sums of each they fill the registers.
 #if defined(__AVX512F__)
 constexpr int kWide = 4;
@@ -41,21 +40,19 @@ inline vf abs_(vf x) { return x < 0.0f ? -x : x; }
 // ln(1 + e^x). NaN stays NaN.
 inline vf softplus_(vf x) { return (x > 0.0f ? x : vf{}) + log1p_(exp_(-abs_(x))); }
 
-// 1 / (1 + e^-x). NaN stays NaN.
-inline vf sigmoid_(vf x) {
-  const vf e = exp_(-abs_(x));
-  return (x < 0.0f ? e : vf{} + 1.0f) / (1.0f + e);
+// p / (1 + e^-x) + q / (1 + e^-y), by one division. NaN stays NaN.
+inline vf two_sigmoids(vf x, vf y, float p, float q) {
+  const vf a = exp_(-abs_(x)), b = exp_(-abs_(y));
+  const vf above = p * (x < 0.0f ? a : vf{} + 1.0f), beside = q * (y < 0.0f ? b : vf{} + 1.0f);
+  return fma_(above, 1.0f + b, beside * (1.0f + a)) / ((1.0f + a) * (1.0f + b));
 }
 
 inline float softplus_(float x) { return softplus_(vf{} + x)[0]; }
 
 inline float total(vf value) {
-  float sums[kLanes];
-  for (int j = 0; j < kLanes; ++j) sums[j] = value[j];
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-    for (int j = 0; j < half; ++j) sums[j] += sums[j + half];
-  }
-  return sums[0];
+#pragma GCC unroll 4
+  for (int half = kLanes / 2; half > 0; half /= 2) value += permute(value, lane_index() ^ half);
+  return value[0];
 }
 
 // ---- The decoder ----
@@ -78,41 +75,46 @@ void pad(const float* bias, int64_t outputs, float* to) {
   for (int64_t k = 0; k < round_up(outputs, kColumns); ++k) to[k] = k < outputs ? bias[k] : 0.0f;
 }
 
-// x Wᵀ + b of `Rows` samples for one group of columns, handed to `done(row, vector of the group, value)`.
-template <int Rows, class Done>
-inline void dense_rows(const float* x, int64_t stride, int64_t inputs, const float* weight, const float* bias,
-                       const Done& done) {
+// x Wᵀ + b of `Rows` samples for one group of columns to `to`. A function of its own: what the caller does next would
+// claim registers that the sums need.
+template <int Rows>
+[[gnu::noinline]] void dense_rows(const float* x, int64_t stride, int64_t inputs, const float* weight,
+                                  const float* bias, float* to, int64_t to_stride) {
   vf sums[Rows][kWide];
+#pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 4
     for (int v = 0; v < kWide; ++v) sums[r][v] = load<kLanes>(bias + v * kLanes);
   }
   for (int64_t n = 0; n < inputs; ++n) {
     vf weights[kWide];
     for (int v = 0; v < kWide; ++v) weights[v] = load<kLanes>(weight + n * kColumns + v * kLanes);
+#pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
       const vf value = splat<kLanes>(x[r * stride + n]);
+#pragma GCC unroll 4
       for (int v = 0; v < kWide; ++v) sums[r][v] = fma_(value, weights[v], sums[r][v]);
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
-    for (int v = 0; v < kWide; ++v) done(r, v, sums[r][v]);
+#pragma GCC unroll 4
+    for (int v = 0; v < kWide; ++v) store<kLanes>(to + r * to_stride + v * kLanes, sums[r][v]);
   }
 }
 
-// One layer of `rows` samples; `done(row, column, value)`.
-template <class Done>
+// One layer of `rows` samples, `outputs` numbers each to `to`.
 inline void dense(const float* x, int64_t stride, int64_t rows, int64_t inputs, const float* weight, const float* bias,
-                  int64_t outputs, const Done& done) {
+                  int64_t outputs, float* to, int64_t to_stride) {
   for (int64_t column = 0; column < outputs; column += kColumns) {
     const float* w = weight + column * inputs;
-    const auto from = [&](int64_t row) {
-      return [&done, row, column](int r, int v, vf value) { done(row + r, column + v * kLanes, value); };
+    const auto some = [&](auto count, int64_t row) {
+      dense_rows<count.value>(x + row * stride, stride, inputs, w, bias + column, to + row * to_stride + column,
+                              to_stride);
     };
     int64_t row = 0;
-    for (; row + kRows <= rows; row += kRows) {
-      dense_rows<kRows>(x + row * stride, stride, inputs, w, bias + column, from(row));
-    }
-    for (; row < rows; ++row) dense_rows<1>(x + row * stride, stride, inputs, w, bias + column, from(row));
+    for (; row + kRows <= rows; row += kRows) some(Int<kRows>{}, row);
+    for (; row < rows; ++row) some(Int<1>{}, row);
   }
 }
 
@@ -149,93 +151,98 @@ struct Decoder {
 
 // ---- Reading planes ----
 
-// The corners of up to kLanes samples in all planes that are asked for: where each lies and its weight. An offset of -1
-// is a corner outside, which is zero.
+// The corners of up to kLanes samples in the planes asked for. A corner is a number of three bits: one more in x, in y,
+// in depth.
 struct Taps {
-  alignas(64) int64_t offset[kLanes][kTaps];
-  alignas(64) float weight[kLanes][kTaps];
-  int count;          // of a sample
-  bool lost[kLanes];  // a coordinate is no number: the sample is not either
+  int64_t offset[3][kLanes];  // of the lowest corner
+  alignas(64) float weight[3][8][kLanes];
+  alignas(64) int32_t present[3][kLanes];  // a bit for each corner inside; the others are zero
+  bool whole[kLanes];                      // no corner is outside
+  bool lost[kLanes];                       // a coordinate is no number: the sample is not either
 };
 
-// Where a coordinate in [-1, 1] lies between pixel centres of an axis: the lower one, and how far beyond it.
+// Where a coordinate in [-1, 1] lies between pixel centres of an axis.
 struct Between {
-  alignas(64) float low[kLanes], above[kLanes];
+  vi low;        // the lower of both
+  vf weight[2];  // of the lower and of the upper one
+  vi inside[2];  // which of them exist: all bits or none
 };
 
 inline Between between(vf coordinate, int64_t size) {
   const vf at = ((coordinate + 1.0f) * static_cast<float>(size) - 1.0f) * 0.5f;
-  // Far outside any corner is; the bound keeps the conversion to an integer defined.
-  const vf bounded =
-      at < -2.0f ? vf{} - 2.0f : (at > static_cast<float>(size) + 1.0f ? vf{} + static_cast<float>(size) + 1.0f : at);
-  const vf low = floor_(bounded);
-  Between result;
-  store<kLanes>(result.low, low);
-  store<kLanes>(result.above, at - low);
-  return result;
+  // Far outside any corner is; the bound keeps the conversion to an integer defined, and no number becomes one.
+  const vf lowest = vf{} - 2.0f, highest = vf{} + (static_cast<float>(size) + 1.0f);
+  const vf floor = floor_(at > lowest ? (at < highest ? at : highest) : lowest);
+  const vf above = at - floor;
+  const vi low = __builtin_convertvector(floor, vi), count = vi{} + static_cast<int32_t>(size);
+  return {low, {1.0f - above, above}, {low >= 0 & low < count, low >= -1 & low + 1 < count}};
 }
 
 // Taps of the samples at `point` (x, y, z of kLanes samples, scaled to [-1, 1]) in planes [first, last).
 inline void find_taps(const Params& p, int64_t image, const vf (&point)[3], int first, int last, Taps& taps) {
   const auto* stride = p.planes.stride;
-  const int64_t depth = p.trigrid ? p.depth : 1;
-  taps.count = 0;
   const vf nothing = (point[0] - point[0]) + (point[1] - point[1]) + (point[2] - point[2]);  // NaN for NaN and infinity
-  for (int s = 0; s < kLanes; ++s) taps.lost[s] = !(nothing[s] == 0.0f);
+  vi whole = vi{} - 1;
   for (int k = first; k < last; ++k) {
     const Between x = between(point[p.axes[3 * k]], p.width), y = between(point[p.axes[3 * k + 1]], p.height);
-    Between z = {};
-    if (p.trigrid) z = between(point[p.axes[3 * k + 2]], depth);
-    const int corners = p.trigrid ? 8 : 4;
-    for (int s = 0; s < kLanes; ++s) {
-      if (taps.lost[s]) continue;
-      const int64_t ix = static_cast<int64_t>(x.low[s]), iy = static_cast<int64_t>(y.low[s]);
-      const int64_t iz = static_cast<int64_t>(z.low[s]);
-      const float fx[2] = {1.0f - x.above[s], x.above[s]}, fy[2] = {1.0f - y.above[s], y.above[s]};
-      const float fz[2] = {p.trigrid ? 1.0f - z.above[s] : 1.0f, z.above[s]};
-      const int64_t base = image * stride[0] + k * stride[1] + iz * stride[3] + iy * stride[4] + ix * stride[5];
-      for (int c = 0; c < corners; ++c) {
-        const int dx = c & 1, dy = c >> 1 & 1, dz = c >> 2;
-        const bool inside =
-            ix + dx >= 0 && ix + dx < p.width && iy + dy >= 0 && iy + dy < p.height && iz + dz >= 0 && iz + dz < depth;
-        taps.offset[s][taps.count + c] = inside ? base + dz * stride[3] + dy * stride[4] + dx * stride[5] : -1;
-        taps.weight[s][taps.count + c] = fx[dx] * fy[dy] * fz[dz];
-      }
+    Between z = {vi{}, {vf{} + 1.0f, vf{}}, {vi{} - 1, vi{}}};
+    if (p.trigrid) z = between(point[p.axes[3 * k + 2]], p.depth);
+    vi present = {};
+    for (int c = 0; c < (p.trigrid ? 8 : 4); ++c) {
+      const int dx = c & 1, dy = c >> 1 & 1, dz = c >> 2;
+      store<kLanes>(taps.weight[k][c], x.weight[dx] * y.weight[dy] * z.weight[dz]);
+      const vi inside = x.inside[dx] & y.inside[dy] & z.inside[dz];
+      present |= inside & (1 << c);
+      whole &= inside;
     }
-    taps.count += corners;
+    memcpy(taps.present[k], &present, sizeof(present));
+    const int64_t base = image * stride[0] + k * stride[1];
+    for (int s = 0; s < kLanes; ++s) {
+      taps.offset[k][s] = base + z.low[s] * stride[3] + y.low[s] * stride[4] + x.low[s] * stride[5];
+    }
+  }
+  for (int s = 0; s < kLanes; ++s) {
+    taps.lost[s] = !(nothing[s] == 0.0f);
+    taps.whole[s] = whole[s] != 0 && !taps.lost[s];
   }
 }
 
-// The sum of a sample's corners, `channels` of them, times `factor`.
+// The sum of a sample's corners in planes [first, last), `channels` of them, times `factor`.
 template <class T>
-inline void gather(const T* planes, const Taps& taps, int s, int64_t channels, float factor, float* to) {
+inline void gather(const Params& p, const Taps& taps, int s, int first, int last, float factor, float* to) {
+  const auto* stride = p.planes.stride;
+  const T* const planes = static_cast<const T*>(p.planes.data);
+  const int corners = p.trigrid ? 8 : 4;
+  const auto corner = [&](int k, int c) {
+    return planes + taps.offset[k][s] + (c & 1) * stride[5] + (c >> 1 & 1) * stride[4] + (c >> 2) * stride[3];
+  };
   constexpr int kTogether = 2;
-  const vf spoilt = vf{} + (taps.lost[s] ? __builtin_nanf("") : 0.0f);
-  int64_t c = 0;
-  for (; c + kTogether * kLanes <= channels; c += kTogether * kLanes) {
-    vf sums[kTogether] = {spoilt, spoilt};
-    if (!taps.lost[s]) {
-      for (int t = 0; t < taps.count; ++t) {
-        if (taps.offset[s][t] < 0) continue;
-        const T* from = planes + taps.offset[s][t] + c;
-        const vf weight = splat<kLanes>(taps.weight[s][t]);
-        for (int v = 0; v < kTogether; ++v) sums[v] = fma_(weight, load<kLanes>(from + v * kLanes), sums[v]);
+  int64_t at = 0;
+  if (taps.whole[s] && corners == 4) {
+    for (; at + kTogether * kLanes <= p.channels; at += kTogether * kLanes) {
+      vf sums[kTogether] = {};
+      for (int k = first; k < last; ++k) {
+        for (int c = 0; c < 4; ++c) {
+          const vf weight = splat<kLanes>(taps.weight[k][c][s]);
+          for (int v = 0; v < kTogether; ++v)
+            sums[v] = fma_(weight, load<kLanes>(corner(k, c) + at + v * kLanes), sums[v]);
+        }
       }
+      for (int v = 0; v < kTogether; ++v) store<kLanes>(to + at + v * kLanes, sums[v] * factor);
     }
-    for (int v = 0; v < kTogether; ++v) store<kLanes>(to + c + v * kLanes, sums[v] * factor);
   }
-  for (; c < channels; c += kLanes) {
-    const int64_t n = least(kLanes, channels - c);
-    vf sum = spoilt;
-    if (!taps.lost[s]) {
-      for (int t = 0; t < taps.count; ++t) {
-        if (taps.offset[s][t] < 0) continue;
-        const T* from = planes + taps.offset[s][t] + c;
+  for (; at < p.channels; at += kLanes) {
+    const int64_t n = least(kLanes, p.channels - at);
+    vf sum = vf{} + (taps.lost[s] ? __builtin_nanf("") : 0.0f);
+    for (int k = first; k < last && !taps.lost[s]; ++k) {
+      for (int c = 0; c < corners; ++c) {
+        if ((taps.present[k][s] >> c & 1) == 0) continue;
+        const T* from = corner(k, c) + at;
         const vf value = n == kLanes ? load<kLanes>(from) : load_part<kLanes>(from, n);
-        sum = fma_(splat<kLanes>(taps.weight[s][t]), value, sum);
+        sum = fma_(splat<kLanes>(taps.weight[k][c][s]), value, sum);
       }
     }
-    store<kLanes>(to + c, sum * factor);
+    store<kLanes>(to + at, sum * factor);
   }
 }
 
@@ -244,7 +251,7 @@ inline void gather(const T* planes, const Taps& taps, int s, int64_t channels, f
 // What a thread needs for a ray of S + I samples; the storage order is coarse, then fine.
 struct Ray {
   int64_t coarse, fine, count;
-  float* features;          // [kBlock, channels padded]
+  float* block;             // [kBlock, channels or colours padded]: features, then colours of some samples
   float* hidden;            // [S + I, hidden padded]
   float *depths, *density;  // [S + I]
   float* share;             // [S + I], v of each sample
@@ -252,12 +259,16 @@ struct Ray {
   float* cumulated;         // [S]
   float* colours;           // [colours padded]
   int32_t* order;           // [S + I], nearest first
-  int64_t feature_stride, hidden_stride;
+  int64_t block_stride, hidden_stride;
+
+  static int64_t width(const Params& p) {
+    return most(round_up(p.channels, 2 * kLanes), round_up(p.outputs - 1, kColumns));
+  }
 
   static int64_t floats(const Params& p) {
     const int64_t count = round_up(p.coarse + p.fine, kLanes) + kLanes;
-    return kBlock * (round_up(p.channels, 2 * kLanes)) + count * round_up(p.hidden, kColumns) + 6 * count +
-           round_up(p.outputs - 1, kColumns) + 8 * kLanes;
+    return kBlock * width(p) + count * round_up(p.hidden, kColumns) + 6 * count + round_up(p.outputs - 1, kColumns) +
+           8 * kLanes;
   }
 
   Ray(const Params& p, float* memory) {
@@ -265,7 +276,7 @@ struct Ray {
     fine = p.fine;
     count = coarse + fine;
     const int64_t padded = round_up(count, kLanes) + kLanes;
-    feature_stride = round_up(p.channels, 2 * kLanes);
+    block_stride = width(p);
     hidden_stride = round_up(p.hidden, kColumns);
     float* at = memory;
     const auto take = [&at](int64_t floats) {
@@ -273,7 +284,7 @@ struct Ray {
       at += round_up(floats, kLanes);
       return result;
     };
-    features = take(kBlock * feature_stride);
+    block = take(kBlock * block_stride);
     hidden = take(padded * hidden_stride);
     depths = take(padded);
     density = take(padded);
@@ -313,18 +324,22 @@ inline void look(const Params& p, const Decoder& decoder, int64_t image, int64_t
       find_taps(p, image, point, 0, 3, taps);
       const int64_t n = least(kLanes, rows - s);
       for (int64_t i = 0; i < n; ++i) {
-        gather(static_cast<const T*>(p.planes.data), taps, static_cast<int>(i), p.channels, factor,
-               ray.features + (s + i) * ray.feature_stride);
+        gather<T>(p, taps, static_cast<int>(i), 0, 3, factor, ray.block + (s + i) * ray.block_stride);
       }
     }
-    vf density[kBlock] = {};
-    dense(ray.features, ray.feature_stride, rows, p.channels, decoder.w1, decoder.b1, decoder.hidden_padded,
-          [&](int64_t row, int64_t column, vf value) {
-            const vf active = softplus_(value);
-            store<kLanes>(ray.hidden + (start + row) * ray.hidden_stride + column, active);
-            density[row] = fma_(active, load<kLanes>(decoder.w_density + column), density[row]);
-          });
-    for (int64_t row = 0; row < rows; ++row) ray.density[start + row] = total(density[row]) + decoder.b_density;
+    float* const hidden = ray.hidden + start * ray.hidden_stride;
+    dense(ray.block, ray.block_stride, rows, p.channels, decoder.w1, decoder.b1, decoder.hidden_padded, hidden,
+          ray.hidden_stride);
+    for (int64_t row = 0; row < rows; ++row) {
+      vf density = {};
+      for (int64_t column = 0; column < decoder.hidden_padded; column += kLanes) {
+        float* const at = hidden + row * ray.hidden_stride + column;
+        const vf active = softplus_(load<kLanes>(at));
+        store<kLanes>(at, active);
+        density = fma_(active, load<kLanes>(decoder.w_density + column), density);
+      }
+      ray.density[start + row] = total(density) + decoder.b_density;
+    }
   }
 }
 
@@ -351,12 +366,46 @@ inline float composite(const Ray& ray, int64_t count, float* weights) {
   return sum;
 }
 
+// Where halving finds the first of `values` above `bound`: its definition where they do not rise.
+inline int64_t halve(const float* values, int64_t count, float bound) {
+  int64_t low = 0, high = count;
+  while (low < high) {
+    const int64_t at = (low + high) / 2;
+    if (values[at] > bound) {
+      high = at;
+    } else {
+      low = at + 1;
+    }
+  }
+  return low;
+}
+
 inline void insert_sorted(float* values, int64_t count) {
   for (int64_t i = 1; i < count; ++i) {
     const float value = values[i];
     int64_t j = i;
     for (; j > 0 && values[j - 1] > value; --j) values[j] = values[j - 1];
     values[j] = value;
+  }
+}
+
+inline bool rises(const float* values, int64_t count) {
+  bool result = true;
+  for (int64_t i = 1; i < count; ++i) result &= values[i] >= values[i - 1];
+  return result;
+}
+
+// How many of `values` are below (or, with `equal`, not above) each of `of`, handed to `done(index, how many)`.
+template <bool equal, class Done>
+inline void count_below(const float* values, int64_t count, const float* of, int64_t n, const Done& done) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const vf mine = load<kLanes>(of + i);  // lanes beyond the last are not used
+    vi below = {};
+    for (int64_t j = 0; j < count; ++j) {
+      const vf other = vf{} + values[j];
+      below -= equal ? other <= mine : other < mine;
+    }
+    for (int64_t lane = 0; lane < least(kLanes, n - i); ++lane) done(i + lane, below[lane]);
   }
 }
 
@@ -376,41 +425,60 @@ inline void resample(const Params& p, int64_t index, Ray& ray) {
   }
   ray.cumulated[0] = 0;
   for (int64_t j = 1; j <= shares; ++j) ray.cumulated[j] = ray.cumulated[j] / sum + ray.cumulated[j - 1];
-  const auto middle = [&](int64_t j) { return (ray.depths[j] + ray.depths[j + 1]) / 2; };
   const float* given = p.u == nullptr ? nullptr : p.u + index * ray.fine;
-  float* to = ray.depths + ray.coarse;
+  float* const to = ray.depths + ray.coarse;
   for (int64_t i = 0; i < ray.fine; ++i) {
-    const float u = given == nullptr ? (static_cast<float>(i) + 0.5f) / static_cast<float>(ray.fine) : given[i];
-    int64_t low = 0, high = shares + 1;  // the first entry above u
-    while (low < high) {
-      const int64_t at = (low + high) / 2;
-      if (ray.cumulated[at] > u) {
-        high = at;
-      } else {
-        low = at + 1;
-      }
-    }
-    const int64_t below = most(low - 1, 0), above = least(low, shares);
+    to[i] = given == nullptr ? (static_cast<float>(i) + 0.5f) / static_cast<float>(ray.fine) : given[i];
+  }
+  const auto middle = [&](int64_t j) { return (ray.depths[j] + ray.depths[j + 1]) / 2; };
+  const auto place = [&](int64_t i, int64_t found) {  // the first entry above u
+    const int64_t below = most(found - 1, 0), above = least(found, shares);
     float width = ray.cumulated[above] - ray.cumulated[below];
     if (width < 1e-5f) width = 1;
     const float start = middle(below), end = middle(above);
-    to[i] = start + (u - ray.cumulated[below]) / width * (end - start);
+    to[i] = start + (to[i] - ray.cumulated[below]) / width * (end - start);
+  };
+  if (rises(ray.cumulated, shares + 1)) {
+    count_below<true>(ray.cumulated, shares + 1, to, ray.fine, place);
+  } else {
+    for (int64_t i = 0; i < ray.fine; ++i) place(i, halve(ray.cumulated, shares + 1, to[i]));
   }
   if (given != nullptr) insert_sorted(to, ray.fine);
 }
 
 // Nearest first; of equal depths the coarse one. Depths that a caller's jitter left out of order are sorted as well.
 inline void merge(Ray& ray) {
-  int64_t a = 0, b = ray.coarse;
-  for (int64_t i = 0; i < ray.count; ++i) {
-    const bool first = b == ray.count || (a < ray.coarse && !(ray.depths[b] < ray.depths[a]));
-    ray.order[i] = static_cast<int32_t>(first ? a++ : b++);
+  const float* fine = ray.depths + ray.coarse;
+  int32_t* const order = ray.order;
+  if (rises(ray.depths, ray.coarse) && rises(fine, ray.fine)) {
+    count_below<false>(fine, ray.fine, ray.depths, ray.coarse, [&](int64_t i, int64_t n) { order[i + n] = i; });
+    count_below<true>(ray.depths, ray.coarse, fine, ray.fine,
+                      [&](int64_t i, int64_t n) { order[i + n] = ray.coarse + i; });
+    return;
   }
-  for (int64_t i = 1; i < ray.count; ++i) {
-    const int32_t moved = ray.order[i];
+  for (int64_t i = 0; i < ray.count; ++i) {
+    const auto moved = static_cast<int32_t>(i);
     int64_t j = i;
-    for (; j > 0 && ray.depths[ray.order[j - 1]] > ray.depths[moved]; --j) ray.order[j] = ray.order[j - 1];
-    ray.order[j] = moved;
+    for (; j > 0 && ray.depths[order[j - 1]] > ray.depths[moved]; --j) order[j] = order[j - 1];
+    order[j] = moved;
+  }
+}
+
+// The sum of the colours of all samples, each times its share.
+inline void paint(const Decoder& decoder, Ray& ray) {
+  for (int64_t c = 0; c < decoder.colours_padded; c += kLanes) store<kLanes>(ray.colours + c, vf{});
+  for (int64_t start = 0; start < ray.count; start += kBlock) {
+    const int64_t rows = least(kBlock, ray.count - start);
+    dense(ray.hidden + start * ray.hidden_stride, ray.hidden_stride, rows, decoder.hidden, decoder.w2, decoder.b2,
+          decoder.colours_padded, ray.block, ray.block_stride);
+    for (int64_t c = 0; c < decoder.colours_padded; c += kLanes) {
+      vf sum = load<kLanes>(ray.colours + c);
+      for (int64_t row = 0; row < rows; row += 2) {  // a share beyond the last row is 0
+        const float *from = ray.block + row * ray.block_stride + c, *share = ray.share + start + row;
+        sum += two_sigmoids(load<kLanes>(from), load<kLanes>(from + ray.block_stride), share[0], share[1]);
+      }
+      store<kLanes>(ray.colours + c, sum);
+    }
   }
 }
 
@@ -434,12 +502,7 @@ inline void render(const Params& p, const Decoder& decoder, int64_t index, Ray& 
     ray.share[ray.order[i]] = (before + after) / 2;
     if (i + 1 < ray.count) depth += after * (ray.depths[ray.order[i]] + ray.depths[ray.order[i + 1]]) / 2;
   }
-  for (int64_t c = 0; c < decoder.colours_padded; c += kLanes) store<kLanes>(ray.colours + c, vf{});
-  dense(ray.hidden, ray.hidden_stride, ray.count, decoder.hidden, decoder.w2, decoder.b2, decoder.colours_padded,
-        [&](int64_t row, int64_t column, vf value) {
-          const vf sum = load<kLanes>(ray.colours + column);
-          store<kLanes>(ray.colours + column, fma_(vf{} + ray.share[row], sigmoid_(value), sum));
-        });
+  paint(decoder, ray);
   const float background = p.white_back ? 1 - opacity : 0.0f;
   T* const out = static_cast<T*>(p.features) + index * decoder.colours;
   for (int64_t c = 0; c < decoder.colours; c += kLanes) {
@@ -506,12 +569,12 @@ bool sample_all(const Params& p, int threads) {
         for (int i = 0; i < 3; ++i) point[i][j] = p.points[3 * (image * p.count + first + j) + i] * scale;
       }
       for (int64_t group = 0; group < groups; ++group) {
-        find_taps(p, image, point, groups == 3 ? static_cast<int>(group) : 0,
-                  groups == 3 ? static_cast<int>(group) + 1 : 3, taps);
+        const int from = groups == 3 ? static_cast<int>(group) : 0, to = groups == 3 ? from + 1 : 3;
+        find_taps(p, image, point, from, to, taps);
         for (int64_t j = 0; j < n; ++j) {
-          gather(static_cast<const T*>(p.planes.data), taps, static_cast<int>(j), p.channels, factor, row);
-          T* const to = static_cast<T*>(p.features) + ((image * groups + group) * p.count + first + j) * p.channels;
-          write_row(row, to, 1, p.channels);
+          gather<T>(p, taps, static_cast<int>(j), from, to, factor, row);
+          T* const out = static_cast<T*>(p.features) + ((image * groups + group) * p.count + first + j) * p.channels;
+          write_row(row, out, 1, p.channels);
         }
       }
     }
@@ -528,15 +591,8 @@ bool run_typed(CpuOp op, const Params& p, int threads) {
 }  // namespace
 
 bool run(CpuOp op, const Params& params, int threads) {
-  switch (params.planes.dtype) {
-    case DType::kFloat32:
-      return run_typed<float>(op, params, threads);
-    case DType::kFloat16:
-      return run_typed<Half>(op, params, threads);
-    case DType::kBFloat16:
-      return run_typed<BFloat16>(op, params, threads);
-  }
-  return false;
+  return by_dtype<Half, BFloat16>(params.planes.dtype,
+                                  [&](auto zero) { return run_typed<decltype(zero)>(op, params, threads); });
 }
 
 }  // namespace fastface::triplane::FASTFACE_TIER

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -60,7 +61,8 @@ def inputs(
     disparity: bool = False,
     seed: int = 0,
 ) -> Inputs:
-    """Random arguments for `op`: rays of a camera 2.7 in front of the box, a few of which miss it.
+    """Random arguments for `op`: rays of a camera 2.7 in front of the box, a few of which miss it. A square number of
+    rays is an image, its rows one behind the other; so what neighbours share is in the caches, as it is in use.
 
     `layout` is that of the planes: contiguous, sliced or channels_last (channels next to each other); `random` gives
     jitter and u, without it the depths are the deterministic ones.
@@ -79,8 +81,12 @@ def inputs(
     if op == "sample_planes":
         points = (1.4 * (uniform(batch, rays, 3) - 0.5)).to(device)
         return Inputs(op, ((planes, points), {"axes": axes, "reduce": reduce}), dtype)
-    origins = torch.tensor([0.0, 0.0, 2.7]) + 0.05 * normal(batch, rays, 3)
+    origins = torch.tensor([0.3, -0.2, 2.7]) + 0.01 * normal(batch, rays, 3)
     targets = 0.9 * (uniform(batch, rays, 3) - 0.5)
+    side = math.isqrt(rays)
+    if side**2 == rays > 1:
+        at = torch.linspace(-0.55, 0.55, side)
+        targets[..., 0], targets[..., 1], targets[..., 2] = at.repeat(side), at.repeat_interleave(side), 0.0
     directions = F.normalize(targets - origins, dim=-1)
     decoder = PlaneDecoder(
         normal(shape.hidden, shape.channels) / shape.channels**0.5,
