@@ -51,18 +51,27 @@ def _between(coordinate, size):
 
 
 @triton.jit
-def _read(plane, u, v, H, W, y_stride, x_stride, C, CHANNELS: tl.constexpr):
-    """[N, CHANNELS] of one plane, bilinear, zeros outside."""
+def _read(planes, k, point, grid, AXES: tl.constexpr, CHANNELS: tl.constexpr, DEEP: tl.constexpr):
+    """[N, CHANNELS] of plane k at points, bilinear, or trilinear where it is DEEP; zeros outside."""
+    C, D, H, W, plane_stride, z_stride, y_stride, x_stride = grid
     c = tl.arange(0, CHANNELS)
-    x, right = _between(u, W)
-    y, below = _between(v, H)
-    total = tl.zeros([u.shape[0], CHANNELS], tl.float32)
-    for corner in tl.static_range(4):
+    x, right = _between(_on_plane(point, k, AXES, 0), W)
+    y, below = _between(_on_plane(point, k, AXES, 1), H)
+    if DEEP:
+        z, behind = _between(_on_plane(point, k, AXES, 2), D)
+    total = tl.zeros([x.shape[0], CHANNELS], tl.float32)
+    for corner in tl.static_range(8 if DEEP else 4):
         i = x + corner % 2
-        j = y + corner // 2
-        weight = (right if corner % 2 else 1.0 - right) * (below if corner // 2 else 1.0 - below)
+        j = y + corner // 2 % 2
+        weight = (right if corner % 2 else 1.0 - right) * (below if corner // 2 % 2 else 1.0 - below)
         inside = (i >= 0) & (i < W) & (j >= 0) & (j < H)
-        at = plane + (j * y_stride + i * x_stride)[:, None] + c[None, :]
+        at = j * y_stride + i * x_stride
+        if DEEP:
+            level = z + corner // 4
+            weight *= behind if corner // 4 else 1.0 - behind
+            inside &= (level >= 0) & (level < D)
+            at += level * z_stride
+        at = planes + k * plane_stride + at[:, None] + c[None, :]
         value = tl.load(at, mask=inside[:, None] & (c < C)[None, :], other=0.0).to(tl.float32)
         total += weight[:, None] * value
     return total
@@ -77,22 +86,20 @@ def _coordinate(point, AXIS: tl.constexpr):
 
 @triton.jit
 def _on_plane(point, k, AXES: tl.constexpr, WHICH: tl.constexpr):
-    """The coordinate of points along the width (0) or height (1) of plane k."""
+    """The coordinate of points along the width (0), height (1) or depth (2) of plane k."""
     one = _coordinate(point, AXES[WHICH])
-    two = _coordinate(point, AXES[2 + WHICH])
-    three = _coordinate(point, AXES[4 + WHICH])
+    two = _coordinate(point, AXES[3 + WHICH])
+    three = _coordinate(point, AXES[6 + WHICH])
     return tl.where(k == 0, one, tl.where(k == 1, two, three))
 
 
 @triton.jit
-def _features(planes, point, factor, grid, AXES: tl.constexpr, CHANNELS: tl.constexpr):
+def _features(planes, point, factor, grid, AXES: tl.constexpr, CHANNELS: tl.constexpr, DEEP: tl.constexpr):
     """[N, CHANNELS] summed over the planes; `grid` holds sizes and strides. NaN where a point is not finite."""
-    C, H, W, plane_stride, y_stride, x_stride = grid
     nothing = (point[0] - point[0]) + (point[1] - point[1]) + (point[2] - point[2])
     total = tl.zeros([nothing.shape[0], CHANNELS], tl.float32) + nothing[:, None]
     for k in tl.range(3):  # unrolled, the loads of all planes would not fit the registers
-        u, v = _on_plane(point, k, AXES, 0), _on_plane(point, k, AXES, 1)
-        total += _read(planes + k * plane_stride, u, v, H, W, y_stride, x_stride, C, CHANNELS)
+        total += _read(planes, k, point, grid, AXES, CHANNELS, DEEP)
     return total * factor
 
 
@@ -191,7 +198,7 @@ def _points(ray, origins, directions, depths, scale):
 
 @triton.jit
 def render_kernel(
-    planes,  # [B, 3, C, H, W], channels next to each other
+    planes,  # [B, 3, C, H, W] or [B, 3, C, D, H, W], channels next to each other
     origins,  # [B, R, 3]
     directions,  # [B, R, 3]
     w1,  # [h, C]
@@ -207,12 +214,14 @@ def render_kernel(
     opacity,  # [B, R]
     R,
     C,
+    D,
     H,
     W,
     HIDDEN_SIZE,
     F,
     batch_stride,
     plane_stride,
+    z_stride,
     y_stride,
     x_stride,
     scale,  # of points, 2 / box
@@ -220,6 +229,7 @@ def render_kernel(
     COARSE: tl.constexpr,
     FINE: tl.constexpr,
     AXES: tl.constexpr,
+    DEEP: tl.constexpr,  # planes have a depth, D
     JITTER: tl.constexpr,
     U: tl.constexpr,
     WHITE: tl.constexpr,
@@ -235,7 +245,7 @@ def render_kernel(
     """Grid: (B R). A program is a ray."""
     ray = tl.program_id(0)
     image = planes + (ray // R).to(tl.int64) * batch_stride
-    grid = (C, H, W, plane_stride, y_stride, x_stride)
+    grid = (C, D, H, W, plane_stride, z_stride, y_stride, x_stride)
 
     k = tl.arange(0, FIRST)
     offset = tl.full([FIRST], 0.5, tl.float32)
@@ -256,7 +266,7 @@ def render_kernel(
     sizes = (C, HIDDEN_SIZE, F)
     if FINE > 0:
         point = _points(ray, origins, directions, depths, scale)
-        value = _features(image, point, factor, grid, AXES, CHANNELS)
+        value = _features(image, point, factor, grid, AXES, CHANNELS, DEEP)
         density, _ = _decode(value, decoder, sizes, False, HIDDEN, PART, COLOURS)
         weights = _composite(depths, density, COARSE)
         i = tl.arange(0, SECOND)
@@ -266,7 +276,7 @@ def render_kernel(
         depths = _joined(depths, _fine_depths(depths, weights, share, COARSE), COARSE, FINE, SAMPLES)
 
     point = _points(ray, origins, directions, depths, scale)
-    value = _features(image, point, factor, grid, AXES, CHANNELS)
+    value = _features(image, point, factor, grid, AXES, CHANNELS, DEEP)
     density, colours = _decode(value, decoder, sizes, True, HIDDEN, PART, COLOURS)
     colours = tl.sigmoid(colours)
     j = tl.arange(0, SAMPLES)
@@ -290,20 +300,23 @@ def render_kernel(
 
 @triton.jit
 def sample_kernel(
-    planes,  # [B, 3, C, H, W], channels next to each other
+    planes,  # [B, 3, C, H, W] or [B, 3, C, D, H, W], channels next to each other
     points,  # [B, N, 3]
     out,  # [B, N, C] or [B, 3, N, C]
     N,
     C,
+    D,
     H,
     W,
     batch_stride,
     plane_stride,
+    z_stride,
     y_stride,
     x_stride,
     scale,
     factor,
     AXES: tl.constexpr,
+    DEEP: tl.constexpr,  # planes have a depth, D
     REDUCE: tl.constexpr,
     CHANNELS: tl.constexpr,
     POINTS: tl.constexpr,
@@ -319,16 +332,16 @@ def sample_kernel(
         tl.load(at + 2, mask=real, other=0.0) * scale,
     )
     image = planes + b * batch_stride
+    grid = (C, D, H, W, plane_stride, z_stride, y_stride, x_stride)
     c = tl.arange(0, CHANNELS)
     exists = real[:, None] & (c < C)[None, :]
     if REDUCE:
-        value = _features(image, point, factor, (C, H, W, plane_stride, y_stride, x_stride), AXES, CHANNELS)
+        value = _features(image, point, factor, grid, AXES, CHANNELS, DEEP)
         tl.store(out + (b * N + n)[:, None] * C + c[None, :], value.to(out.dtype.element_ty), mask=exists)
     else:
         nothing = (point[0] - point[0]) + (point[1] - point[1]) + (point[2] - point[2])
         for k in tl.range(3):
-            u, v = _on_plane(point, k, AXES, 0), _on_plane(point, k, AXES, 1)
-            value = _read(image + k * plane_stride, u, v, H, W, y_stride, x_stride, C, CHANNELS) + nothing[:, None]
+            value = _read(image, k, point, grid, AXES, CHANNELS, DEEP) + nothing[:, None]
             place = out + ((b * 3 + k) * N + n)[:, None] * C + c[None, :]
             tl.store(place, value.to(out.dtype.element_ty), mask=exists)
 
@@ -341,11 +354,10 @@ def refuse(call: TriplaneCall) -> str | None:
     since `run` gets them next to each other.
     """
     planes = call.planes
-    if planes.dim() == 6:
-        return "planes with a depth, it takes planes without"
-    batch, _, channels, height, width = planes.shape
-    if batch > 65535 or 3 * channels * height * width >= 2**31:
-        return f"{batch} images of 3x{channels}x{height}x{width}, it takes 65535 images of fewer than 2^31 values"
+    batch, channels = len(planes), planes.shape[2]
+    if batch > 65535 or planes[0].numel() >= 2**31:
+        size = "x".join(map(str, planes.shape[1:]))
+        return f"{batch} images of {size}, it takes 65535 images of fewer than 2^31 values"
     if call.decoder is None:
         return _too_wide(channels) or refuse_device(planes.device)
     hidden, outputs = len(call.decoder.b1), len(call.decoder.b2)
@@ -383,39 +395,40 @@ def _padded(size: int, least: int = _LEAST) -> int:
     return max(least, triton.next_power_of_2(size))
 
 
-def _plane_numbers(call: TriplaneCall) -> tuple[list[int], list[float], tuple[int, ...]]:
-    """Strides; the scale of points and the factor of the sum; two coordinates of each plane."""
-    strides = call.planes.stride()
-    axes = tuple(axis for plane in AXES[call.axes] for axis in plane[:2])
-    return [*strides[:2], *strides[3:]], [2.0 / call.box, 1 / 3 if call.reduce == "mean" else 1.0], axes
+def _plane_numbers(call: TriplaneCall) -> tuple[list[int], list[float], dict[str, Any]]:
+    """Sizes; strides, the scale of points and the factor of the sum; what is known when the kernel is compiled."""
+    deep = call.planes.dim() == 6
+    planes = call.planes if deep else call.planes.unsqueeze(3)
+    strides = planes.stride()
+    numbers = [*strides[:2], *strides[3:], 2.0 / call.box, 1 / 3 if call.reduce == "mean" else 1.0]
+    axes = tuple(axis for plane in AXES[call.axes] for axis in plane)
+    return list(planes.shape[2:]), numbers, {"AXES": axes, "DEEP": deep}
 
 
 def _sample_launch(call: TriplaneCall) -> Launch:
     assert call.points is not None
-    batch, _, channels, height, width = call.planes.shape
-    strides, numbers, axes = _plane_numbers(call)
+    batch, channels = len(call.planes), call.planes.shape[2]
+    sizes, numbers, constants = _plane_numbers(call)
     count, wide = call.points.shape[1], _padded(channels, 1)
     points = max(1, min(1024 // wide, triton.next_power_of_2(count)))
-    arguments = [call.planes, call.points, call.features, count, channels, height, width, *strides, *numbers]
-    constants = {"AXES": axes, "REDUCE": call.reduce is not None, "CHANNELS": wide, "POINTS": points}
+    arguments = [call.planes, call.points, call.features, count, *sizes, *numbers]
+    constants |= {"REDUCE": call.reduce is not None, "CHANNELS": wide, "POINTS": points}
     return sample_kernel, (triton.cdiv(count, points), batch), arguments, constants, {"num_warps": 4}
 
 
 def _render_launch(call: TriplaneCall) -> Launch:
     assert call.decoder is not None and call.origins is not None
-    batch, _, channels, height, width = call.planes.shape
-    strides, numbers, axes = _plane_numbers(call)
+    batch, channels = len(call.planes), call.planes.shape[2]
+    sizes, numbers, constants = _plane_numbers(call)
     rays, hidden, outputs = call.origins.shape[1], len(call.decoder.b1), len(call.decoder.b2)
     # An absent tensor is never read.
     jitter, u = (call.near if each is None else each for each in (call.jitter, call.u))
     tensors = [call.planes, call.origins, call.directions, *call.decoder, call.near, call.far, jitter, u]
     tensors += [call.features, call.depth, call.opacity]
-    sizes = [rays, channels, height, width, hidden, outputs - 1]
     samples = _padded(call.coarse + call.fine)
-    constants = {
+    constants |= {
         "COARSE": call.coarse,
         "FINE": call.fine,
-        "AXES": axes,
         "JITTER": call.jitter is not None,
         "U": call.u is not None,
         "WHITE": call.white_back,
@@ -430,4 +443,5 @@ def _render_launch(call: TriplaneCall) -> Launch:
     }
     # A warp to 16 samples, the rows of a matrix instruction; more than eight would have too few registers each.
     options = {"num_warps": min(8, max(4, samples // _LEAST))}
-    return render_kernel, (batch * rays,), [*tensors, *sizes, *strides, *numbers], constants, options
+    arguments = [*tensors, rays, *sizes, hidden, outputs - 1, *numbers]
+    return render_kernel, (batch * rays,), arguments, constants, options

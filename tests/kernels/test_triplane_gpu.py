@@ -187,9 +187,9 @@ def test_nothing_of_a_sample_is_in_memory(backend: str) -> None:
 
 
 def test_says_what_it_refuses(backend: str) -> None:
-    case = inputs("render_planes", "trigrid", device="cuda")
-    with pytest.raises(BackendUnavailable, match="planes with a depth"):
-        case.run(backend)
+    if backend == "cuda":
+        with pytest.raises(BackendUnavailable, match="planes with a depth"):
+            inputs("render_planes", "trigrid", device="cuda").run(backend)
     wide = {"triton": TriplaneShape(1, 200, 8, 8, 5), "cuda": TriplaneShape(1, 40, 8, 8, 5)}[backend]
     with pytest.raises(BackendUnavailable, match="channels.*at most"):
         inputs("render_planes", wide, device="cuda").run(backend)

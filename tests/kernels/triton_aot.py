@@ -187,6 +187,8 @@ def _triplane(capability: int) -> Iterator[tuple[str, Launch]]:
             calls[f"{samples[0]}+{samples[1]}"] = triplane.registry.build(
                 "render_planes", planes, points, points, decoder, **limits
             )
+        deep = planes.unsqueeze(3).expand(-1, -1, -1, 3, -1, -1)
+        calls["trigrid"] = triplane.registry.build("render_planes", deep, points, points, decoder, near=2.25, far=3.3)
         for variant, call in calls.items():
             for kernel, _, *launch, constants, options in triplane_triton.launches(call):
                 yield f"{kernel.__name__}, {label}, {variant}", (kernel, *launch, constants, options)
