@@ -26,7 +26,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCH = "warp spade raster triplane --full --device cuda --seconds 0.4"
-MODELS = "live_portrait --full --device cuda --seconds 0.4"
+MODELS = "live_portrait pir --full --device cuda --seconds 0.4"
 BUDGET = 8 * 60.0
 SHARE_OF_COPY = 0.6  # of the measured copy bandwidth, in a batch
 COPY_RATIO, COPY_SLACK_US = 1.2, 5.0  # one image in a CUDA graph, against a copy of equal bytes
@@ -76,7 +76,7 @@ def run_all(out: Path, build: bool) -> int:
         ),
         ("selftest", [*fastface, "selftest"], 90),
         ("targets", [python, str(Path(__file__).resolve()), "--out", str(out), "--measure-targets"], 90),
-        ("models", [*fastface, "bench", *MODELS.split(), "--csv", str(out)], 120),
+        ("models", [*fastface, "bench", *MODELS.split(), "--csv", str(out)], 150),
         ("bench", [*fastface, "bench", *BENCH.split(), "--csv", str(out)], BUDGET),
     ]
     done = []

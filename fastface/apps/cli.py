@@ -21,6 +21,9 @@ COMMANDS = {
     "edit": "a picture of a portrait with other poses and expressions",
     "frontalize": "a portrait that looks straight ahead",
     "stylize": "a portrait with the poses and expressions of four style references (Style Mapping)",
+    "dub": "a video of a person and other sound, to the video of that person saying it (PIR)",
+    "fit-triplane": "a tri-plane fitted to a portrait, a mesh or the built-in head: something to see without weights",
+    "orbit": "a turntable video of a fitted tri-plane or of an EG3D generator",
     "encode": "a video of a face to a stream of a few kbit/s: 35 numbers a frame",
     "decode": "such a stream to video again",
     "convert": "a public checkpoint to a checked .safetensors file; a pickled motion template too",
@@ -58,7 +61,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         if name != chosen:
             commands.add_parser(name, help=summary)
             continue
-        module = importlib.import_module(f"fastface.apps.{name}")
+        module = importlib.import_module(f"fastface.apps.{name.replace('-', '_')}")
         command = commands.add_parser(
             name, help=summary, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )

@@ -257,6 +257,122 @@ class FirstOrder(nn.Module):
         return (motions * torch.softmax(self.mask(self.hourglass(maps)), 1)[..., None]).sum(1)
 
 
+class Scaled(nn.Module):
+    """A linear layer that stores weights of unit variance."""
+
+    def __init__(self, inputs: int, outputs: int, lr: float = 1.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs) / lr)
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.weight_gain, self.bias_gain = lr / inputs**0.5, lr
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias * self.bias_gain, x, (self.weight * self.weight_gain).t())
+
+
+class PointDecoder(nn.Module):
+    """Features of points on three planes, averaged, to density and colours."""
+
+    def __init__(self, channels: int = 4, hidden: int = 16, colours: int = 5) -> None:
+        super().__init__()
+        self.net = nn.Sequential(Scaled(channels, hidden, 0.5), nn.Softplus(), Scaled(hidden, 1 + colours))
+
+    def forward(self, sampled: Tensor, directions: Tensor) -> dict[str, Tensor]:
+        x = sampled.mean(1)
+        n, m, c = x.shape
+        x = self.net(x.reshape(n * m, c)).view(n, m, -1)
+        return {"rgb": torch.sigmoid(x[..., 1:]) * 1.002 - 0.001, "sigma": x[..., :1]}
+
+
+class Marcher(nn.Module):
+    """Midpoints of colours, densities and depths, composited."""
+
+    def forward(self, colours: Tensor, sigmas: Tensor, depths: Tensor, options: dict) -> tuple[Tensor, Tensor, Tensor]:
+        deltas = depths[:, :, 1:] - depths[:, :, :-1]
+        colours, sigmas, middles = ((x[:, :, :-1] + x[:, :, 1:]) / 2 for x in (colours, sigmas, depths))
+        alpha = 1 - torch.exp(-F.softplus(sigmas - 1) * deltas)
+        through = torch.cumprod(torch.cat([torch.ones_like(alpha[:, :, :1]), 1 - alpha + 1e-10], -2), -2)
+        weights = alpha * through[:, :, :-1]
+        colour, total = (weights * colours).sum(-2), weights.sum(2)
+        depth = torch.nan_to_num((weights * middles).sum(-2) / total, float("inf"))
+        depth = torch.clamp(depth, depths.min(), depths.max())
+        if options.get("white_back", False):
+            colour = colour + 1 - total
+        return colour * 2 - 1, depth, weights
+
+
+class Rays(nn.Module):
+    """A volume renderer of planes, whose third repeats the second: random depths, then more where something is."""
+
+    second = (2, 0)  # the coordinates that the last plane is read at
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ray_marcher = Marcher()
+
+    def points(self, planes: Tensor, decoder: nn.Module, at: Tensor, directions: Tensor, options: dict) -> tuple:
+        n, r, s, _ = at.shape
+        scaled = at.reshape(n, r * s, 3) * 2 / options["box_warp"]
+        pairs = [scaled[..., list(pair)] for pair in ((0, 1), (0, 2), self.second)]
+        grid = torch.stack(pairs, 1).flatten(0, 1)[:, None]
+        sampled = F.grid_sample(planes.flatten(0, 1), grid, align_corners=False)
+        sampled = sampled.permute(0, 3, 2, 1).reshape(n, 3, r * s, -1)
+        out = decoder(sampled, directions[:, :, None].expand(-1, -1, s, -1).reshape(n, r * s, 3))
+        return out["rgb"].view(n, r, s, -1), out["sigma"].view(n, r, s, 1)
+
+    def finer(self, depths: Tensor, weights: Tensor, count: int) -> Tensor:
+        n, r = depths.shape[:2]
+        weights = weights.view(1, n * r, -1)
+        weights = F.avg_pool1d(F.max_pool1d(weights, 2, 1, padding=1), 2, 1).squeeze(0) + 0.01
+        bins = depths.reshape(n * r, -1)
+        bins, weights = (bins[:, :-1] + bins[:, 1:]) / 2, weights[:, 1:-1] + 1e-5
+        pdf = weights / weights.sum(-1, keepdim=True)
+        cdf = torch.cat([torch.zeros_like(pdf[:, :1]), pdf.cumsum(-1)], -1)
+        u = torch.rand(n * r, count, device=cdf.device)
+        above = torch.searchsorted(cdf, u, right=True)
+        below, above = (above - 1).clamp(min=0), above.clamp(max=pdf.shape[1])
+        low, high = cdf.gather(1, below), cdf.gather(1, above)
+        width = torch.where(high - low < 1e-5, torch.ones_like(low), high - low)
+        start = bins.gather(1, below)
+        return (start + (u - low) / width * (bins.gather(1, above) - start)).view(n, r, count, 1)
+
+    def forward(
+        self, planes: Tensor, decoder: nn.Module, ray_origins: Tensor, ray_directions: Tensor, rendering_options: dict
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        start, end, count = (rendering_options[key] for key in ("ray_start", "ray_end", "depth_resolution"))
+        n, r, _ = ray_origins.shape
+        depths = torch.linspace(start, end, count, device=planes.device).view(1, 1, count, 1).repeat(n, r, 1, 1)
+        depths = depths + torch.rand_like(depths) * (end - start) / (count - 1)
+        at = ray_origins[:, :, None] + depths * ray_directions[:, :, None]
+        colours, sigmas = self.points(planes, decoder, at, ray_directions, rendering_options)
+        _, _, weights = self.ray_marcher(colours, sigmas, depths, rendering_options)
+        fine = self.finer(depths, weights, rendering_options["depth_resolution_importance"])
+        at = ray_origins[:, :, None] + fine * ray_directions[:, :, None]
+        more = self.points(planes, decoder, at, ray_directions, rendering_options)
+        depths, order = torch.sort(torch.cat([depths, fine], -2), dim=-2)
+        colours, sigmas = (torch.cat(pair, -2) for pair in zip((colours, sigmas), more, strict=True))
+        colours, sigmas = (x.gather(-2, order.expand(-1, -1, -1, x.shape[-1])) for x in (colours, sigmas))
+        colour, depth, weights = self.ray_marcher(colours, sigmas, depths, rendering_options)
+        return colour, depth, weights.sum(2)
+
+
+class HeadGenerator(nn.Module):
+    """A latent to planes, to what rays see of them."""
+
+    def __init__(self, renderer: nn.Module | None = None, **options: object) -> None:
+        super().__init__()
+        self.renderer = renderer or Rays()
+        self.decoder = PointDecoder()
+        self.to_planes = nn.Linear(6, 3 * 4 * 9 * 11)
+        given = {"ray_start": 2.25, "ray_end": 3.3, "depth_resolution": 12, "depth_resolution_importance": 10}
+        self.rendering_kwargs = {**given, "box_warp": 1.1, "clamp_mode": "softplus", **options}
+
+    def forward(self, z: Tensor, origins: Tensor, directions: Tensor) -> dict[str, Tensor]:
+        planes = self.to_planes(z).view(len(z), 3, 4, 9, 11)
+        image, depth, opacity = self.renderer(planes, self.decoder, origins, directions, self.rendering_kwargs)
+        return {"image": image.mT, "depth": depth, "opacity": opacity}
+
+
 def settled(module: nn.Module) -> nn.Module:
     """In evaluation mode, with statistics and vectors as after training."""
     for part in module.modules():

@@ -9,8 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
+from benchmarks.plain_pir import Recomputing, attention_bias, blocked
 from fastface import load_checkpoint
 from fastface.models.pir import AudioEncoder, AudioToExpression, DecoderConfig, ExpressionDecoder
 from fastface.models.pir.audio import slopes
@@ -19,48 +20,9 @@ from tests import goldens
 CONFIG = DecoderConfig(outputs=5, features=24, audio=7, style=3, hidden=20, heads=4, period=4)
 
 
-def attention_bias(frames: int, period: int, heads: int) -> Tensor:
-    """As FaceFormer masks: ``[heads, T, T]``."""
-    i, j = torch.arange(frames)[:, None], torch.arange(frames)
-    bias = -slopes(heads)[:, None, None] * ((i - j) // period)
-    return bias.masked_fill(j > i, -torch.inf)
-
-
-def blocked(frames: int, per_frame: int) -> Tensor:
-    """Where aligned attention does not look: ``[T, T per_frame]``."""
-    return torch.arange(frames * per_frame)[None] // per_frame != torch.arange(frames)[:, None]
-
-
 def recomputed(decoder: ExpressionDecoder, audio: Tensor, style: Tensor) -> Tensor:
-    """The whole prefix through torch's decoder layer again for every frame, all outputs decoded, batch 1 at a time."""
-    config = decoder.config
-    layers = []
-    for block in decoder.blocks:
-        layer = nn.TransformerDecoderLayer(config.features, config.heads, config.hidden, 0.0, batch_first=True).eval()
-        names = {"attention": "self_attn.in_proj_", "alignment": "multihead_attn.in_proj_"}
-        names |= {"attention_out": "self_attn.out_proj.", "alignment_out": "multihead_attn.out_proj."}
-        state = {}
-        for name, tensor in block.state_dict().items():
-            module, leaf = name.rsplit(".", 1)
-            state[names.get(module, f"{module}.") + leaf] = tensor
-        layer.load_state_dict(state)
-        layers.append(layer.to(style.dtype))
-    results = []
-    for heard, identity in zip(audio.split(1), style.split(1), strict=True):
-        memory, own = decoder.audio_map(heard), decoder.style(identity)[:, None]
-        frames = heard.shape[1] // config.per_frame
-        bias = attention_bias(frames, config.period, config.heads).to(style.dtype)
-        mask = blocked(frames, config.per_frame)
-        tokens = own
-        for frame in range(frames):
-            length = frame + 1
-            x = tokens + decoder.positions[torch.arange(length) % config.period]
-            for layer in layers:
-                x = layer(x, memory, tgt_mask=bias[:, :length, :length], memory_mask=mask[:length])
-            outputs = decoder.decode(x)
-            tokens = torch.cat([tokens, decoder.encode(outputs[:, -1:]) + own], 1)
-        results.append(outputs)
-    return torch.cat(results)
+    plain = Recomputing(decoder, audio.shape[1] // decoder.config.per_frame)
+    return torch.cat([plain(*each) for each in zip(audio.split(1), style.split(1), strict=True)])
 
 
 @pytest.mark.parametrize("name", ["decoder_pir", "vocaset"])

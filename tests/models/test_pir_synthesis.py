@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from benchmarks import plain_pir as plain
 from fastface import load_checkpoint
 from fastface.engine import WinogradConv2d, optimize
 from fastface.models.pir import SuperResolution, SynthesisConfig, SynthesisNetwork, TriplaneGenerator, camera_rays
 from fastface.models.pir.synthesis import MappingNetwork, ModulatedConv2d, ToRGB, upsample
 from tests import goldens
-from tests.models import plain_synthesis as plain
 
 NAME = "eg3d.ffhq512"
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastface.engine.accelerate import layers, motion, norms
+from fastface.engine.accelerate import layers, motion, norms, rendering
 from fastface.engine.accelerate.fused import Call, Candidate, Fused, Options, Unproven, difference, fuse, prove, release
 
 __all__ = ["KINDS", "AccelerateReport", "Change", "Kind", "Skip", "accelerate", "restore"]
@@ -40,6 +40,11 @@ KINDS: list[Kind] = [
         "dense motion",
         "a 1x1x1 Conv3d with BatchNorm3d, an hourglass over (K+1)(c+1) channels and an odd Conv3d to K+1 masks",
         motion.find_dense_motion,
+    ),
+    Kind(
+        "volume renderer",
+        "a module that is called with planes, a decoder, ray origins, ray directions and options; wants an example",
+        rendering.find_renderer,
     ),
     Kind(
         "SPADE",

@@ -6,12 +6,13 @@ module, and giving its class back undoes it. `torch.nn.utils.parametrize` and FS
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,7 +36,9 @@ __all__ = [
     "place",
     "prove",
     "release",
+    "stirred",
     "tolerance",
+    "without_kernels",
 ]
 
 # Of the largest value. Code of float64 often computes its coordinates in float32.
@@ -145,6 +148,14 @@ def _hold_again(module: Fused, _: Any) -> None:
     module.hold()
 
 
+@contextlib.contextmanager
+def _drawing_alike() -> Iterator[None]:
+    """The same random numbers in every block, none of which are used up."""
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+        torch.manual_seed(0)
+        yield
+
+
 @dataclass(frozen=True)
 class Call:
     """Arguments of a module's forward."""
@@ -160,9 +171,12 @@ class Call:
         return Call(*_mapped(lambda t: t.to(dtype) if t.is_floating_point() else t, (self.args, self.kwargs)))
 
     def of(self, module: nn.Module) -> Any:
-        """The result on copies, since activations in place write over what they are given."""
+        """The result on copies, since activations in place write over what they are given; what is drawn at random is
+        the same in every call.
+        """
         copied = self.copy()
-        return module(*copied.args, **copied.kwargs)
+        with _drawing_alike():
+            return module(*copied.args, **copied.kwargs)
 
 
 @dataclass(frozen=True)
@@ -196,10 +210,10 @@ def prove(module: nn.Module, candidate: Candidate, calls: Sequence[Call] = ()) -
     if "forward" in vars(module):
         raise Unproven("its forward was replaced on the instance")
     device, dtype = place(module)
-    if (reason := _without_kernels(candidate.ops, device)) is not None:
+    if (reason := without_kernels(candidate.ops, device)) is not None:
         raise Unproven(reason)
     try:
-        twin = _stirred(module).to(dtype)
+        twin = stirred(module).to(dtype)
     except Exception as error:  # copying runs any code there is
         raise Unproven(f"it cannot be copied: {_line(error)}") from error
     known, refusals = [], []
@@ -213,7 +227,8 @@ def prove(module: nn.Module, candidate: Candidate, calls: Sequence[Call] = ()) -
         else:
             known.append((call, result))
     if not known:
-        raise Unproven(f"it takes none of the inputs tried (pass example=): {'; '.join(dict.fromkeys(refusals))}")
+        tried = "; ".join(dict.fromkeys(refusals)) or "they cannot be made up"
+        raise Unproven(f"it takes none of the inputs tried (pass example=): {tried}")
     limit = tolerance(module)
     least = math.inf
     try:
@@ -231,7 +246,7 @@ def prove(module: nn.Module, candidate: Candidate, calls: Sequence[Call] = ()) -
     raise Unproven(f"it computes something else: {least:.1e} of the largest value away at best, {limit:g} allowed")
 
 
-def _without_kernels(ops: Sequence[str], device: torch.device) -> str | None:
+def without_kernels(ops: Sequence[str], device: torch.device) -> str | None:
     """Why ops would run on their reference, which is no faster than what is there."""
     if not ops or requested(None):
         return None
@@ -307,7 +322,7 @@ def copied(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, computed)
 
 
-def _stirred(module: nn.Module) -> nn.Module:
+def stirred(module: nn.Module) -> nn.Module:
     """A copy with noise on its parameters and on the statistics of its norms."""
     twin = copied(module)
     generator = torch.Generator().manual_seed(0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import pickletools
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -20,13 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastface._files import replacing
+from fastface._files import save_safetensors
 from fastface.checkpoints import load_checkpoint
 from fastface.models.pir.generator import TriplaneGenerator
 from fastface.models.pir.rendering import Rendering
 from fastface.ops.triplane import AXES
 
-__all__ = ["PickledNetwork", "convert_pickle", "load_generator", "read_pickle"]
+__all__ = ["PickledNetwork", "convert_pickle", "holds_networks", "load_generator", "read_pickle"]
 
 _RENDERING = "fastface.rendering"  # in the metadata of a .safetensors file
 
@@ -130,6 +131,16 @@ class _Unpickler(pickle.Unpickler):
         raise pickle.UnpicklingError("it refers to things outside of the file")
 
 
+def holds_networks(path: str | Path) -> bool:
+    """Whether a pickle names what makes EG3D's networks; it is looked through, nothing in it is made."""
+    try:
+        with Path(path).open("rb") as file:
+            arguments = (argument for _, argument, _ in pickletools.genops(file))
+            return any(isinstance(each, str) and each.endswith("_reconstruct_persistent_obj") for each in arguments)
+    except Exception:  # no pickle, or a broken one
+        return False
+
+
 def read_pickle(path: str | Path) -> dict[str, PickledNetwork]:
     """The networks of one of EG3D's pickles; nothing that is in it runs.
 
@@ -211,8 +222,6 @@ def convert_pickle(source: str | Path, target: str | Path, network: str = "G_ema
         ValueError: what `read_pickle` raises, a network that the file has not, planes on unknown axes, or a `target`
             that does not end in .safetensors.
     """
-    from safetensors.torch import save_file
-
     target = Path(target)
     if target.suffix != ".safetensors":
         raise ValueError(f"the output must end in .safetensors, got {target}")
@@ -225,8 +234,7 @@ def convert_pickle(source: str | Path, target: str | Path, network: str = "G_ema
         rendering = Rendering.of_options(found.options, axes=found.axes or "eg3d")
         metadata[_RENDERING] = json.dumps(asdict(rendering))
     tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in found.state.items()}
-    with replacing(target) as temporary:
-        save_file(tensors, temporary, metadata)
+    save_safetensors(tensors, target, metadata)
     return found
 
 

@@ -11,9 +11,10 @@ Source: PIR (CVPR 2023), figure 2 and supplement.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -42,10 +43,12 @@ from fastface.face.camera import FLIP
 from fastface.models.pir.audio import AudioEncoder, AudioToExpression, DecoderConfig, ExpressionDecoder
 from fastface.models.pir.generator import GeneratorConfig, TriplaneGenerator
 from fastface.models.pir.inpainting import InpaintingGenerator, Region, face_mask
+from fastface.models.pir.weights import load_networks
 
 __all__ = ["PIR", "PIRMotion", "PIRSource", "Painting", "face_camera"]
 
 Image = NDArray[np.uint8]
+Timed = Callable[..., Any]  # (name of a stage, function, *arguments) -> what the function returns
 
 _RADIUS, _FOCAL = 2.7, 4.2647  # EG3D's camera of faces: its distance, and its focal length in sizes of the image
 _CROP = 1.8  # side of the crop in sides of the face's box
@@ -125,6 +128,10 @@ def face_camera(camera: Camera, size: int, scale: float) -> tuple[Tensor, Tensor
     return pose, intrinsics
 
 
+def _called(stage: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
+
+
 class PIR:
     """The system: `prepare` once per person, `expressions` once per sound, `render` per frame; `dub` does all frames.
 
@@ -172,30 +179,54 @@ class PIR:
         self.device = next(itertools.chain(generator.parameters(), generator.buffers())).device
 
     @classmethod
+    def from_checkpoint(cls, path: str | Path, *, device: str | torch.device = "cpu", **options: Any) -> PIR:
+        """Of the weights that `save_networks` wrote, optimised.
+
+        Args:
+            device: of the networks.
+            options: `model`, `landmarks`, `size` and `region`, as of the class.
+
+        Raises:
+            ValueError: a file that cannot be read or holds something else, or parts that do not fit together.
+        """
+        return cls._optimized(*load_networks(path), device, options)
+
+    @classmethod
     def untrained(
         cls,
         config: GeneratorConfig | None = None,
         *,
         audio: bool = False,
+        device: str | torch.device = "cpu",
         model: MorphableModel | None = None,
-        landmarks: Landmarks | None = None,
-        size: int = 512,
-        region: Region = "lower",
+        **options: Any,
     ) -> PIR:
         """Of random weights, at the sizes of the paper and the face model, optimised: for its speed, not its pictures.
 
         Args:
             config: of the generator; its `latent` is what the face model asks for.
             audio: whether it hears; wav2vec 2.0 at full size is 1.3 GB.
-            model, landmarks, size, region: as of the class.
+            device: of the networks.
+            model, options: as of the class.
         """
         model = trackable(model or built_in_head())
         latent = model.identities + model.expressions
-        generator = optimize(TriplaneGenerator(replace(config or GeneratorConfig(image=0), latent=latent)))
-        decoder = ExpressionDecoder(DecoderConfig(outputs=model.expressions, style=model.identities)).eval()
+        generator = TriplaneGenerator(replace(config or GeneratorConfig(image=0), latent=latent))
+        decoder = ExpressionDecoder(DecoderConfig(outputs=model.expressions, style=model.identities))
         hears = AudioToExpression(AudioEncoder.large(), decoder) if audio else None
-        painter = optimize(InpaintingGenerator())
-        return cls(generator, painter, hears, model=model, landmarks=landmarks, size=size, region=region)
+        return cls._optimized(generator, InpaintingGenerator(), hears, device, {"model": model, **options})
+
+    @classmethod
+    def _optimized(
+        cls,
+        generator: TriplaneGenerator,
+        inpainter: InpaintingGenerator,
+        audio: AudioToExpression | None,
+        device: str | torch.device,
+        options: dict[str, Any],
+    ) -> PIR:
+        hears = None if audio is None else audio.eval().to(device)
+        return cls(optimize(generator.to(device)), optimize(inpainter.to(device)), hears, **options)
 
     def prepare(self, portrait: Image, *, face: int | None = None) -> PIRSource:
         """Everything that depends on the person alone, from one frame ``[H, W, 3]`` uint8 RGB.
@@ -216,8 +247,11 @@ class PIR:
         found = FaceTracker(self.model, self.landmarks).follow(chosen)
         return PIRSource(found.identity, float(found.camera.scale) * self.size / box[2], box)
 
-    def expressions(self, source: PIRSource, samples: Samples, frames: int) -> Tensor:
+    def expressions(self, source: PIRSource, samples: Samples, frames: int, *, timed: Timed = _called) -> Tensor:
         """``[frames, E]`` of sound ``[N]`` at 16 kHz.
+
+        Args:
+            timed: calls the stages "features" and "expressions".
 
         Raises:
             ValueError: a system without `audio`.
@@ -225,7 +259,8 @@ class PIR:
         if self.audio is None:
             raise ValueError("this system has no part that hears: pass `audio`")
         heard = torch.from_numpy(np.ascontiguousarray(samples))[None].to(self.device)
-        return self.audio(heard, source.identity.to(self.device), frames)[0]
+        features = timed("features", self.audio.features, heard, frames)
+        return timed("expressions", self.audio.decoder, features, source.identity.to(self.device))[0]
 
     def motion(self, source: PIRSource, frame: Image, expression: Tensor, face: Face, camera: Camera) -> PIRMotion:
         """What to paint into a frame.
@@ -244,8 +279,11 @@ class PIR:
         return PIRMotion(expression[None], pose, intrinsics, image, mask)
 
     @torch.inference_mode()
-    def paint(self, source: PIRSource, motion: PIRMotion) -> Painting:
+    def paint(self, source: PIRSource, motion: PIRMotion, *, timed: Timed = _called) -> Painting:
         """The new face, and how much of it goes into the frame.
+
+        Args:
+            timed: calls the stages "planes", "rendering" and "painting".
 
         Raises:
             ValueError: frames of another size, or expressions of another length.
@@ -258,10 +296,10 @@ class PIR:
             each.to(self.device)
             for each in (motion.expression, motion.cam2world, motion.intrinsics, motion.frame, motion.mask)
         )
-        identity = source.identity.to(self.device).expand(len(expression), -1)
-        planes = self.generator.planes(self.generator.styles(torch.cat([identity, expression], 1)))
-        features = self.generator.render(planes, pose, intrinsics, self.size // 8).features
-        painted = self.inpainter((2 * frame - 1) * (1 - mask), features)
+        latent = torch.cat([source.identity.to(self.device).expand(len(expression), -1), expression], 1)
+        planes = timed("planes", self._planes, latent)
+        seen = timed("rendering", self.generator.render, planes, pose, intrinsics, self.size // 8)
+        painted = timed("painting", self.inpainter, (2 * frame - 1) * (1 - mask), seen.features)
         return Painting((painted + 1) / 2, _feathered(mask))
 
     def render(self, source: PIRSource, motion: PIRMotion) -> Tensor:
@@ -269,23 +307,47 @@ class PIR:
         image, weight = self.paint(source, motion)
         return torch.lerp(motion.frame.to(self.device), image, weight)
 
+    def follow(self, source: PIRSource) -> FaceTracker:
+        """What follows this person through the frames of one video."""
+        return FaceTracker(self.model, self.landmarks, identity=source.identity)
+
+    def repaint(
+        self, source: PIRSource, tracker: FaceTracker, frame: Image, expression: Tensor, *, timed: Timed = _called
+    ) -> Image | None:
+        """A frame ``[H, W, 3]`` uint8 with the new face painted in, or None where it has no face.
+
+        Args:
+            tracker: of `follow`.
+            expression: ``[E]``.
+            timed: calls the stages "following", "planes", "rendering", "painting" and "pasting".
+        """
+        motion = timed("following", self._followed, source, tracker, frame, expression)
+        if motion is None:
+            return None
+        return timed("pasting", self._pasted, frame, source.box, self.paint(source, motion, timed=timed))
+
     def dub(self, source: PIRSource, frames: Iterable[Image], expressions: Tensor) -> Iterator[Image]:
         """Frames ``[H, W, 3]`` uint8 with the new face painted in, one for each; one without a face stays as it is.
 
         Raises:
             ValueError: fewer expressions than frames.
         """
-        tracker = FaceTracker(self.model, self.landmarks, identity=source.identity)
+        tracker = self.follow(source)
         for index, frame in enumerate(frames):
             if index >= len(expressions):
                 raise ValueError(f"expressions must be one for each frame, got {len(expressions)}")
-            faces = self.landmarks(frame)
-            if not faces:
-                yield frame
-                continue
-            face = faces[largest_face(faces)]
-            motion = self.motion(source, frame, expressions[index], face, tracker.follow(face).camera)
-            yield self._pasted(frame, source.box, self.paint(source, motion))
+            painted = self.repaint(source, tracker, frame, expressions[index])
+            yield frame if painted is None else painted
+
+    def _planes(self, latent: Tensor) -> Tensor:
+        return self.generator.planes(self.generator.styles(latent))
+
+    def _followed(self, source: PIRSource, tracker: FaceTracker, frame: Image, expression: Tensor) -> PIRMotion | None:
+        faces = self.landmarks(frame)
+        if not faces:
+            return None
+        face = faces[largest_face(faces)]
+        return self.motion(source, frame, expression, face, tracker.follow(face).camera)
 
     def _pasted(self, frame: Image, box: tuple[int, int, int], painting: Painting) -> Image:
         x, y, side = box
