@@ -85,10 +85,7 @@ def sample_planes(
     Returns:
         ``[B, N, C]``, or ``[B, 3, N, C]`` where `reduce` is None, in the dtype of the planes.
     """
-    _check_planes(planes, box, axes)
-    _check_points("points", points, planes)
-    if reduce not in REDUCTIONS:
-        raise ValueError(f"reduce must be 'sum', 'mean' or None, got {reduce!r}")
+    _check_sample(planes, points, box, axes, reduce)
     backend = route(backend, planes, points)
     if backend == "reference":
         return reference.sample_planes(planes, points, box, axes, reduce)
@@ -139,20 +136,9 @@ def render_planes(
         Features in the dtype of the planes, depth and opacity in float32. Where a ray meets no density at all, its
         depth is that of its last sample.
     """
-    _check_planes(planes, box, axes)
-    rays = {"origins": origins, "directions": directions}
-    for name, value in rays.items():
-        _check_points(name, value, planes)
-    if origins.shape != directions.shape:
-        raise ValueError(f"directions must be {list(origins.shape)} like origins, got {list(directions.shape)}")
-    _check_decoder(decoder, planes)
-    _check_counts(coarse, fine)
-    if reduce not in REDUCTIONS[:2]:
-        raise ValueError(f"reduce must be 'sum' or 'mean', got {reduce!r}")
-    for name, numbers, count in (("jitter", jitter, coarse), ("u", u, fine)):
-        _check_ray_numbers(name, numbers, origins, count)
-    near, far = _limits(near, far, origins, directions, box, disparity)
-    backend = route(backend, planes, origins, directions, *decoder)
+    _check_render(planes, origins, directions, decoder, coarse, fine, box, axes, reduce, white_back, jitter, u)
+    near, far = _limits(near, far, origins, directions, box, disparity, _wide(planes))
+    backend = route(backend, planes, origins, directions, *decoder, near, far, jitter, u)
     if backend == "reference":
         return reference.render_planes(
             planes, origins, directions, decoder, near, far, coarse, fine, box, axes, reduce, white_back, jitter, u,
@@ -183,6 +169,42 @@ def render_planes(
 # Checks: all in Python, all before a launch.
 
 
+def _check_sample(planes: Tensor, points: Tensor, box: float, axes: str, reduce: str | None) -> None:
+    _check_planes(planes, box, axes)
+    _check_points("points", points, planes)
+    if reduce not in REDUCTIONS:
+        raise ValueError(f"reduce must be 'sum', 'mean' or None, got {reduce!r}")
+
+
+def _check_render(
+    planes: Tensor,
+    origins: Tensor,
+    directions: Tensor,
+    decoder: PlaneDecoder,
+    coarse: int,
+    fine: int,
+    box: float,
+    axes: str,
+    reduce: str,
+    white_back: bool,
+    jitter: Tensor | None,
+    u: Tensor | None,
+) -> None:
+    _check_planes(planes, box, axes)
+    _check_points("origins", origins, planes)
+    _check_points("directions", directions, planes)
+    if origins.shape != directions.shape:
+        raise ValueError(f"directions must be {list(origins.shape)} like origins, got {list(directions.shape)}")
+    _check_decoder(decoder, planes)
+    _check_counts(coarse, fine)
+    if reduce not in REDUCTIONS[:2]:
+        raise ValueError(f"reduce must be 'sum' or 'mean', got {reduce!r}")
+    if not isinstance(white_back, bool):
+        raise TypeError(f"white_back must be a bool, got {type(white_back).__name__}")
+    for name, numbers, count in (("jitter", jitter, coarse), ("u", u, fine)):
+        _check_ray_numbers(name, numbers, origins, count)
+
+
 def _check_planes(planes: Tensor, box: float, axes: str) -> None:
     _checks.dense("planes", planes)
     if planes.dim() not in (5, 6) or planes.shape[1] != 3 or 0 in planes.shape:
@@ -191,7 +213,7 @@ def _check_planes(planes: Tensor, box: float, axes: str) -> None:
         )
     _checks.op_dtype("planes", planes)
     _checks.positive("box", box)
-    if axes not in AXES:
+    if not isinstance(axes, str) or axes not in AXES:
         raise ValueError(f"axes must be one of {', '.join(AXES)}, got {axes!r}")
 
 
@@ -243,7 +265,7 @@ def _check_ray_numbers(name: str, value: Tensor | None, origins: Tensor, count: 
 
 
 def _limits(
-    near: Any, far: Any, origins: Tensor, directions: Tensor, box: float, disparity: bool
+    near: Any, far: Any, origins: Tensor, directions: Tensor, box: float, disparity: bool, wide: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Both as ``[B, R]`` tensors, without waiting for the device."""
     if "auto" in (near, far) if isinstance(near, str) or isinstance(far, str) else False:
@@ -251,7 +273,7 @@ def _limits(
             raise ValueError(f"near and far must both be 'auto', or neither, got {near!r} and {far!r}")
         if disparity:
             raise ValueError("disparity needs near and far as numbers: a ray may start at 0 with 'auto'")
-        return _box_limits(origins, directions, box)
+        return _box_limits(origins.detach().to(wide), directions.detach().to(wide), box)
     limits = []
     for name, value in (("near", near), ("far", far)):
         if isinstance(value, Tensor):
@@ -262,7 +284,7 @@ def _limits(
             limits.append(value)
         else:
             _checks.number(name, value)
-            limits.append(torch.full(origins.shape[:2], float(value), device=origins.device))
+            limits.append(torch.full(origins.shape[:2], float(value), dtype=wide, device=origins.device))
     if not isinstance(near, Tensor) and not isinstance(far, Tensor) and not near < far:
         raise ValueError(f"near must be below far, got {near} and {far}")
     if disparity and not isinstance(near, Tensor) and not near > 0:
@@ -272,7 +294,6 @@ def _limits(
 
 def _box_limits(origins: Tensor, directions: Tensor, box: float) -> tuple[Tensor, Tensor]:
     """Where rays enter and leave the box; entries behind the origin become 0."""
-    origins, directions = origins.detach().float(), directions.detach().float()
     first, second = (-box / 2 - origins) / directions, (box / 2 - origins) / directions
     enter, leave = torch.minimum(first, second).amax(-1), torch.maximum(first, second).amin(-1)
     enter = enter.clamp(min=0)
@@ -493,15 +514,13 @@ def _describe(call: TriplaneCall) -> tuple[str, torch.device, str]:
 def _prepare(op: str, given: Mapping[str, Any]) -> TriplaneCall:
     """What the public functions do before they launch."""
     planes = given["planes"]
-    _check_planes(planes, given["box"], given["axes"])
+    checked = {name: value for name, value in given.items() if name not in ("near", "far", "disparity", "backend")}
     if op == "sample_planes":
-        _check_points("points", given["points"], planes)
+        _check_sample(**checked)
         return _sample_call(planes, given["points"], float(given["box"]), given["axes"], given["reduce"])
-    _check_decoder(given["decoder"], planes)
-    _check_counts(given["coarse"], given["fine"])
-    near, far = _limits(
-        given["near"], given["far"], given["origins"], given["directions"], given["box"], given["disparity"]
-    )
+    _check_render(**checked)
+    limits = (given[name] for name in ("near", "far", "origins", "directions", "box", "disparity"))
+    near, far = _limits(*limits, _wide(planes))
     names = ("coarse", "fine", "box", "axes", "reduce", "white_back", "disparity")
     rays = (given["origins"], given["directions"], *given["decoder"], near, far, given["jitter"], given["u"])
     return _render_call(planes, *rays, **{name: given[name] for name in names})

@@ -495,12 +495,15 @@ inline void render(const Params& p, const Decoder& decoder, int64_t index, Ray& 
     merge(ray);
   }
   const float opacity = composite(ray, ray.count, ray.weights);
-  float depth = 0;
+  const float nearest = ray.depths[ray.order[0]];
+  float depth = 0;  // beyond the nearest: a long sum of small numbers loses less
   for (int64_t i = 0; i < ray.count; ++i) {
     // A colour belongs to the intervals on either side of its sample, so colours need no order.
     const float before = i > 0 ? ray.weights[i - 1] : 0.0f, after = i + 1 < ray.count ? ray.weights[i] : 0.0f;
     ray.share[ray.order[i]] = (before + after) / 2;
-    if (i + 1 < ray.count) depth += after * (ray.depths[ray.order[i]] + ray.depths[ray.order[i + 1]]) / 2;
+    if (i + 1 < ray.count) {
+      depth += after * ((ray.depths[ray.order[i]] + ray.depths[ray.order[i + 1]]) / 2 - nearest);
+    }
   }
   paint(decoder, ray);
   const float background = p.white_back ? 1 - opacity : 0.0f;
@@ -516,7 +519,7 @@ inline void render(const Params& p, const Decoder& decoder, int64_t index, Ray& 
     }
   }
   p.opacity[index] = opacity;
-  p.depth_out[index] = opacity == 0 ? ray.depths[ray.order[ray.count - 1]] : depth / opacity;
+  p.depth_out[index] = opacity == 0 ? ray.depths[ray.order[ray.count - 1]] : nearest + depth / opacity;
 }
 
 template <class T>

@@ -138,7 +138,8 @@ def render_planes(
         """Raw density ``[B, R, S]`` and colour ``[B, R, S, F]`` there."""
         points = origins[:, :, None] + depths[..., None] * directions[:, :, None]
         sampled = sample_planes(planes.to(wide), points.flatten(1, 2), box, axes, reduce)
-        raw = F.linear(F.softplus(F.linear(sampled, w1, b1)), w2, b2).unflatten(1, depths.shape[1:])
+        with torch.autocast(planes.device.type, enabled=False):  # the precision of `wide` is part of the op
+            raw = F.linear(F.softplus(F.linear(sampled, w1, b1)), w2, b2).unflatten(1, depths.shape[1:])
         return raw[..., 0], torch.sigmoid(raw[..., 1:]) * 1.002 - 0.001
 
     depths = stratified_depths(near, far, jitter, coarse, disparity)

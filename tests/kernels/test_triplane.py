@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import fastface
 from fastface import nn, ops
 from fastface.kernels.triplane import triplane_reference as reference
 from fastface.ops import _memory, _native, _verify, triplane
@@ -115,14 +116,48 @@ def test_has_gradients() -> None:
 
 @needs_cpu
 def test_a_gradient_takes_the_reference_and_a_chosen_kernel_says_so() -> None:
-    case = inputs("render_planes", SMALL)
-    args, kwargs = case.arguments
-    planes = args[0].clone().requires_grad_()
-    result = ops.render_planes(planes, *args[1:], **kwargs)
-    result.features.square().mean().backward()
-    assert planes.grad is not None and planes.grad.abs().max() > 0
+    args, kwargs = inputs("render_planes", SMALL).arguments
+    named = dict(zip(("planes", "origins", "directions", "decoder"), args, strict=True)) | kwargs
+    for name in ("planes", "origins", "directions", "near", "far", "jitter"):
+        leaf = named[name].clone().requires_grad_()
+        ops.render_planes(**{**named, name: leaf}).features.square().mean().backward()
+        assert leaf.grad is not None and leaf.grad.abs().max() > 0, name
+        with pytest.raises(BackendUnavailable, match="grad"):
+            ops.render_planes(**{**named, name: leaf}, backend="cpu")
+    chosen = named["u"].clone().requires_grad_()  # fine depths are chosen without a gradient
     with pytest.raises(BackendUnavailable, match="grad"):
-        ops.render_planes(planes, *args[1:], backend="cpu", **kwargs)
+        ops.render_planes(**{**named, "u": chosen}, backend="cpu")
+
+
+def test_autocast_leaves_the_precision() -> None:
+    args, kwargs = inputs("render_planes", SMALL).arguments
+    for backend in ("reference", "cpu"):
+        plain = ops.render_planes(*args, backend=backend, **kwargs)
+        with torch.autocast("cpu", torch.bfloat16):
+            cast = ops.render_planes(*args, backend=backend, **kwargs)
+        for one, other in zip(plain, cast, strict=True):
+            assert torch.equal(one, other), backend
+
+
+def test_many_samples() -> None:
+    for seed in range(3):
+        case = inputs("render_planes", TriplaneShape(1, 8, 32, 32, 400, 128, 128, 16, 5), seed=seed)
+        verdict = _verify.verify(case, "cpu")
+        assert verdict.ok, str(verdict)
+
+
+def test_explains_only_calls_that_run() -> None:
+    args, kwargs = inputs("render_planes", SMALL).arguments
+    for wrong, message in (
+        ({"origins": args[1][:, :1]}, "directions must be"),
+        ({"jitter": torch.zeros(2)}, "jitter must be"),
+        ({"reduce": "max"}, "reduce must be"),
+        ({"white_back": "no"}, "white_back must be a bool"),
+        ({"axes": ["eg3d"]}, "axes must be one of"),
+    ):
+        named = dict(zip(("planes", "origins", "directions", "decoder"), args, strict=True)) | kwargs | wrong
+        with pytest.raises((TypeError, ValueError), match=message):
+            fastface.explain("render_planes", **named)
 
 
 # The published renderer.

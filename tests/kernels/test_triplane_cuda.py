@@ -80,15 +80,9 @@ def on_host(tmp_path_factory: pytest.TempPathFactory) -> OnHost:
 
 
 def check(case: _verify.Inputs, result: Any, *peers: _verify.Inputs) -> None:
-    lost = max((float(each) for peer in peers for each in losses(peer)), default=0.0)
+    lost = _verify.most_lost(peers) if peers else 0.0
     verdict = _verify.compare(result, case.truth(), case.reference(), lost)
     assert verdict.ok, str(verdict)
-
-
-def losses(case: _verify.Inputs) -> list[torch.Tensor]:
-    """What the reference loses."""
-    pairs = zip(_verify._tensors(case.reference()), _verify._tensors(case.truth()), strict=True)
-    return [(one.double() - other).abs().max() for one, other in pairs]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

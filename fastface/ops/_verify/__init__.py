@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastface.ops._backends import registries
 
-__all__ = ["Inputs", "Verdict", "arrange", "compare", "inputs", "selftest", "verify"]
+__all__ = ["Inputs", "Verdict", "arrange", "compare", "inputs", "most_lost", "selftest", "verify"]
 
 Result = Tensor | tuple[Tensor, ...]
 
@@ -35,14 +35,16 @@ class Verdict:
         return f"error {self.error:.2e}, limit {self.limit:.2e}" + (f", {self.where}" if self.where else "")
 
 
-def compare(result: Result, truth: Result, yardstick: Result, lost: float = 0.0) -> Verdict:
+def compare(result: Result, truth: Result, yardstick: Result, lost: float | Sequence[float] = 0.0) -> Verdict:
     """Judge `result` against the float64 `truth`; `yardstick` is what the reference gives in the dtype of `result`.
 
-    `lost` is what the reference is known to lose on inputs like these; where `yardstick` loses more, that counts. Of
-    several tensors the verdict is the worst one's.
+    `lost` is what the reference is known to lose on inputs like these, of several tensors perhaps each its own; where
+    `yardstick` loses more, that counts. Of several tensors the verdict is the worst one's.
     """
-    pairs = zip(_tensors(result), _tensors(truth), _tensors(yardstick), strict=True)
-    verdicts = [_compare_one(*each, lost) for each in pairs]
+    results = _tensors(result)
+    known = (lost,) * len(results) if isinstance(lost, float) else lost
+    each = zip(results, _tensors(truth), _tensors(yardstick), known, strict=True)
+    verdicts = [_compare_one(*one) for one in each]
     return min(verdicts, key=lambda verdict: (verdict.ok, -verdict.error / max(verdict.limit, 1e-300)))
 
 
@@ -150,9 +152,16 @@ def verify(case: Inputs, backend: str | None = None, peers: Sequence[Inputs] = (
     `peers` are cases of the same shape and kind: what the reference loses on them counts too, as on a few numbers it
     may be lucky once.
     """
+    return case.judge(case.run(backend), case.truth(), case.reference(), most_lost(peers) if peers else 0.0)
+
+
+def most_lost(cases: Sequence[Inputs]) -> tuple[float, ...]:
+    """The largest error of the reference on these, for each of its outputs: they may be of different dtypes."""
     losses = [
-        float(_difference(*pair).max())
-        for peer in peers
-        for pair in zip(_tensors(peer.reference()), _tensors(peer.truth()), strict=True)
+        [
+            float(_difference(*pair).max())
+            for pair in zip(_tensors(case.reference()), _tensors(case.truth()), strict=True)
+        ]
+        for case in cases
     ]
-    return case.judge(case.run(backend), case.truth(), case.reference(), max(losses, default=0.0))
+    return tuple(max(each) for each in zip(*losses, strict=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,7 +102,9 @@ def _strewn(shape: RasterShape, generator: torch.Generator) -> tuple[Tensor, Ten
     return vertices.reshape(shape.batch, -1, 3), torch.arange(3 * count, dtype=torch.int32).view(-1, 3)
 
 
-def judge(result: RasterOutput, truth: RasterOutput, yardstick: RasterOutput, lost: float = 0.0) -> Verdict:
+def judge(
+    result: RasterOutput, truth: RasterOutput, yardstick: RasterOutput, lost: float | Sequence[float] = 0.0
+) -> Verdict:
     """As `compare`; besides, what is covered must be equal, and which triangle covers it but for a counted few."""
     for name in ("triangle", "skipped"):
         if not torch.equal(_as_mask(getattr(result, name)), _as_mask(getattr(truth, name))):
@@ -119,7 +121,8 @@ def judge(result: RasterOutput, truth: RasterOutput, yardstick: RasterOutput, lo
 
     if not bool(result.depth[truth.triangle < 0].isposinf().all()):
         return Verdict(math.inf, 0.0, False, "the depth outside is not inf")
-    return compare(agreed(result), agreed(truth), agreed(yardstick), lost)
+    known = lost if isinstance(lost, float) else (lost[0], lost[2])  # of image and depth
+    return compare(agreed(result), agreed(truth), agreed(yardstick), known)
 
 
 def _as_mask(values: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ SHAPES = {
     "odd": TriplaneShape(2, 5, 13, 9, 37, 11, 7, 17, 6),
     "trigrid": TriplaneShape(1, 6, 11, 8, 23, 8, 9, 12, 3, depth=3),
     "coarse_only": TriplaneShape(1, 4, 8, 8, 19, 9, 0, 8, 3),
-    "tiny": TriplaneShape(1, 1, 1, 1, 1, 4, 1, 1, 1),
+    "tiny": TriplaneShape(1, 1, 1, 1, 50, 4, 1, 1, 1),  # one ray would be no yardstick
 }
 
 
