@@ -123,7 +123,12 @@ setup(
         "fastface._benchmarks": "benchmarks",
         **{f"fastface.kernels.{slug}": f"kernels/{slug}" for slug in slugs},
     },
-    package_data={"fastface": ["py.typed"], "fastface.face": ["data/*"], "fastface.ops": ["*.json"]},
+    package_data={
+        "fastface": ["py.typed"],
+        "fastface.face": ["data/*"],
+        "fastface.models.posegan": ["data/*"],
+        "fastface.ops": ["*.json"],
+    },
     include_package_data=False,
     ext_modules=[Extension("fastface._cpu", sources=[])],
     cmdclass={"build_ext": NativeBuild},

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 SLUGS = sorted(path.parent.name for path in ROOT.glob("kernels/*/__init__.py"))
 # Lower floors first; a module may import its own floor and those below.
 FLOORS = {
-    **dict.fromkeys(("_files", "_version", "kernels"), 0),
+    **dict.fromkeys(("_files", "_unpickling", "_version", "kernels"), 0),
     "ops": 1,
     **dict.fromkeys(("nn", "face", "audio", "checkpoints", "engine"), 2),
     **dict.fromkeys(("models", "media"), 3),

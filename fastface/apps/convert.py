@@ -74,12 +74,10 @@ def _convert_pickle(args: argparse.Namespace, output: Path) -> int:
 
 
 def _convert_eg3d(args: argparse.Namespace, output: Path) -> int:
-    from fastface._files import replacing
     from fastface.models.pir import convert_pickle, load_generator
 
-    with replacing(output) as temporary:
-        network = convert_pickle(args.input, temporary)
-        config = load_generator(temporary).config
+    network = convert_pickle(args.input, output)
+    config = load_generator(output).config
     parameters = sum(tensor.numel() for tensor in network.state.values())
     if args.json:
         part = {"part": network.name, "layout": "eg3d.ffhq512", "config": asdict(config), "parameters": parameters}

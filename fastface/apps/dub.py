@@ -19,6 +19,7 @@ from fastface.apps._headgan import progress, until
 
 if TYPE_CHECKING:
     from fastface.audio import Audio
+    from fastface.face import MorphableModel
     from fastface.models.pir import PIR, PIRSource
 
 _EPILOG = """\
@@ -66,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     from fastface import media
     from fastface.audio import read_audio
+    from fastface.face import built_in_head, load_face_model
 
     check_seconds(args.seconds)
     within("--size", args.size, 64, 2048)
@@ -73,9 +75,10 @@ def _run(args: argparse.Namespace) -> int:
     media.check_output(output)
     check_places([args.video, args.audio, args.weights, args.expressions, args.face_model], output)
     sound = read_audio(args.audio, start=0.0)
-    made_elsewhere = None if args.expressions is None else _read_expressions(args.expressions)
-    system = _open_system(args)
+    model = load_face_model(args.face_model) if args.face_model else built_in_head()
+    made_elsewhere = None if args.expressions is None else _read_expressions(args.expressions, model.expressions)
     with media.VideoReader(args.video) as reader:
+        system = _open_system(args, model)
         fps = reader.fps
         source, length = _look(system, reader, args.seconds)
         notes = [f"the video breaks off after {length:.2f} s: {reader.broken}"] if reader.broken else []
@@ -112,8 +115,7 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _open_system(args: argparse.Namespace) -> PIR:
-    from fastface.face import load_face_model
+def _open_system(args: argparse.Namespace, model: MorphableModel) -> PIR:
     from fastface.models.pir import PIR
 
     if args.weights is None and not args.untrained:
@@ -121,7 +123,7 @@ def _open_system(args: argparse.Namespace) -> PIR:
     if args.weights is not None and args.untrained:
         raise UserError("--weights and --untrained exclude one another")
     options: dict[str, Any] = {
-        "model": load_face_model(args.face_model) if args.face_model else None,
+        "model": model,
         "size": args.size,
         "region": args.region,
         "device": "cuda" if torch.cuda.is_available() else "cpu",
@@ -135,7 +137,8 @@ def _open_system(args: argparse.Namespace) -> PIR:
     return system
 
 
-def _read_expressions(path: str) -> Tensor:
+def _read_expressions(path: str, count: int) -> Tensor:
+    """``[frames, count]`` numbers of a file."""
     try:
         array = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
@@ -143,6 +146,8 @@ def _read_expressions(path: str) -> Tensor:
     if not isinstance(array, np.ndarray) or array.ndim != 2 or not len(array) or array.dtype.kind != "f":
         found = f"{list(array.shape)} {array.dtype}" if isinstance(array, np.ndarray) else "several arrays"
         raise UserError(f"expressions must be [frames, E] floats, got {found}: {path}")
+    if array.shape[1] != count:
+        raise UserError(f"expressions must be [frames, {count}] for the face model, got {list(array.shape)}: {path}")
     if not np.isfinite(array).all():
         raise UserError(f"expressions must be finite, got {int((~np.isfinite(array)).sum())} that are not: {path}")
     return torch.from_numpy(array).float()

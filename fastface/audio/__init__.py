@@ -1,9 +1,17 @@
-"""Features from sound: reading it, HeadGAN's audio vector, characters and their log-probabilities."""
+"""Features from sound: reading it, HeadGAN's audio vector, characters and their log-probabilities, speech for faces."""
 
 from fastface.audio.characters import CharacterRecognizer, Characters, LiveCharacters, one_hots
 from fastface.audio.headgan import AudioVectorStream, Normalization, audio_vectors, low_level
 from fastface.audio.short_term import ShortTermFeatures
 from fastface.audio.sound import Audio, Resampler, as_audio, read_audio
+from fastface.audio.speech import (
+    PrecomputedSpeech,
+    SpectralSpeech,
+    SpectralSpeechStream,
+    SpeechFeatures,
+    speech_level,
+    to_frame_rate,
+)
 from fastface.audio.wav2vec2 import DEEPSPEECH_CLASSES, Wav2Vec2Recognizer, deepspeech_order, greedy_ctc
 
 __all__ = [
@@ -14,8 +22,12 @@ __all__ = [
     "Characters",
     "LiveCharacters",
     "Normalization",
+    "PrecomputedSpeech",
     "Resampler",
     "ShortTermFeatures",
+    "SpectralSpeech",
+    "SpectralSpeechStream",
+    "SpeechFeatures",
     "Wav2Vec2Recognizer",
     "as_audio",
     "audio_vectors",
@@ -24,4 +36,6 @@ __all__ = [
     "low_level",
     "one_hots",
     "read_audio",
+    "speech_level",
+    "to_frame_rate",
 ]

@@ -7,7 +7,6 @@ file that is not what it should be. SciPy and h5py are needed for .mat and .h5 f
 
 from __future__ import annotations
 
-import io
 import json
 import pickle
 import struct
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastface._files import replacing
+from fastface._unpickling import ArrayUnpickler
 from fastface.face.model import MorphableModel, SurfacePoints, check_indices
 
 _FORMAT = "fastface.morphable_model/1"
@@ -201,7 +201,7 @@ def _npz(path: Path) -> MorphableModel:
 
 
 def _pkl(path: Path) -> MorphableModel:
-    content = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+    content = _ModelUnpickler.load_file(path)
     if not isinstance(content, dict):
         raise ValueError(f"expected a dictionary, got {type(content).__name__}")
     return _flame({name: _array(name, content[name]) for name in _FLAME_ARRAYS if name in content})
@@ -219,6 +219,8 @@ def _flame(content: dict[str, Array]) -> MorphableModel:
 
 
 def _ict(folder: Path) -> MorphableModel:
+    if not (folder / "vertex_indices.json").is_file():
+        raise ValueError("a folder must be ICT-FaceKit's FaceXModel, it has no vertex_indices.json")
     indices = json.loads((folder / "vertex_indices.json").read_text())
     mean, triangles = read_obj(folder / "generic_neutral_mesh.obj")
     identities = sorted(path.stem for path in folder.glob("identity[0-9]*.obj"))
@@ -344,42 +346,28 @@ class _Shell:
         self.state = state
 
 
-class _ArrayUnpickler(pickle.Unpickler):
+class _ModelUnpickler(ArrayUnpickler):
     """Reads arrays, and objects of chumpy, scipy.sparse and their like as shells; refuses any other name."""
 
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _UNPICKLED:
-            return super().find_class(module, name)
-        if (module, name) == ("_codecs", "encode"):
-            return _encode
+    def unknown(self, module: str, name: str) -> Any:
         if (module, name) in _INERT or module.split(".")[0] == "chumpy" or module.startswith("scipy.sparse"):
             return _Shell
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, and only arrays are read from a pickle")
+        return super().unknown(module, name)
 
 
-_MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
-_UNPICKLED = {("numpy", "ndarray"), ("numpy", "dtype"), *((module, "_reconstruct") for module in _MULTIARRAY)}
 _INERT = {
-    *((module, "scalar") for module in _MULTIARRAY),
     *((module, "_reconstructor") for module in ("copy_reg", "copyreg")),
     *((module, "object") for module in ("__builtin__", "builtins")),
 }
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    """How Python 3 pickles bytes for Python 2."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"its bytes must be latin1, got {encoding}")
-    return text.encode(encoding)
 
 
 def _array(name: str, value: Any) -> Array:
     """The array itself, or the one inside of a chumpy object (its `x`)."""
     if isinstance(value, _Shell) and isinstance(value.state, dict):
         value = value.state.get("x")
-    if not isinstance(value, np.ndarray) or value.dtype == object:
+    if not isinstance(value, np.ndarray):
         raise ValueError(f"{name} must be an array of numbers, got {type(value).__name__}")
-    return value
+    return np.asarray(value)
 
 
 _LOADERS: dict[str, Callable[[Path], MorphableModel]] = {

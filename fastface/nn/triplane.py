@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from fastface import ops
-from fastface.ops.triplane import PlaneDecoder, RenderOutput
+from fastface.ops.triplane import AXES, PlaneDecoder, RenderOutput
 
 __all__ = ["PlaneRenderer", "Rendering", "plane_decoder"]
 
@@ -112,10 +114,13 @@ class Rendering:
 
     Attributes:
         near, far: along the ray, or both "auto".
-        coarse, fine: samples of either pass.
+        coarse, fine: samples of either pass; a fine pass of 0 is none.
         box: side of the cube that the planes span.
         axes: "xy_xz_yz", the paper's planes; "eg3d" for EG3D's weights, whose third plane is read at z, x.
         reduce: "sum" as the paper has it, or "mean", as EG3D's weights want it.
+
+    Raises:
+        ValueError: numbers that are none or out of range, or unknown `axes` or `reduce`.
     """
 
     near: float | Literal["auto"] = 2.25
@@ -127,6 +132,21 @@ class Rendering:
     reduce: Literal["sum", "mean"] = "sum"
     white_back: bool = False
     disparity: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.near, self.far) != ("auto", "auto"):
+            near, far = _number("near", self.near), _number("far", self.far)
+            if not near < far:
+                raise ValueError(f"near must be below far, got {near:g} and {far:g}")
+        for name, least in (("coarse", 1), ("fine", 0)):
+            count = getattr(self, name)
+            if not isinstance(count, Integral) or count < least:
+                raise ValueError(f"{name} must be an integer from {least} on, got {count!r}")
+        if not _number("box", self.box) > 0:
+            raise ValueError(f"box must be positive, got {self.box}")
+        for name, value, known in (("axes", self.axes, tuple(AXES)), ("reduce", self.reduce, ("sum", "mean"))):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
 
     @classmethod
     def eg3d(cls, **changes: Any) -> Rendering:
@@ -151,9 +171,9 @@ class Rendering:
         return cls.eg3d(
             near=options["ray_start"],
             far=options["ray_end"],
-            coarse=int(options["depth_resolution"]),
-            fine=int(options["depth_resolution_importance"]),
-            box=float(options["box_warp"]),
+            coarse=options["depth_resolution"],
+            fine=options["depth_resolution_importance"],
+            box=options["box_warp"],
             axes=axes,
             white_back=bool(options.get("white_back", False)),
             disparity=bool(options.get("disparity_space_sampling", False)),
@@ -176,3 +196,9 @@ class Rendering:
             box=self.box, axes=self.axes, reduce=self.reduce, white_back=self.white_back, disparity=self.disparity,
             jitter=jitter, u=u, backend=backend,
         )  # fmt: skip
+
+
+def _number(name: str, value: object) -> float:
+    if not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+    return float(value)

@@ -519,8 +519,8 @@ def _prepare(op: str, given: Mapping[str, Any]) -> TriplaneCall:
         _check_sample(**checked)
         return _sample_call(planes, given["points"], float(given["box"]), given["axes"], given["reduce"])
     _check_render(**checked)
-    limits = (given[name] for name in ("near", "far", "origins", "directions", "box", "disparity"))
-    near, far = _limits(*limits, _wide(planes))
+    limits = {name: given[name] for name in ("near", "far", "origins", "directions", "box", "disparity")}
+    near, far = _limits(**limits, wide=_wide(planes))
     names = ("coarse", "fine", "box", "axes", "reduce", "white_back", "disparity")
     rays = (given["origins"], given["directions"], *given["decoder"], near, far, given["jitter"], given["u"])
     return _render_call(planes, *rays, **{name: given[name] for name in names})

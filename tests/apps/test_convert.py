@@ -16,7 +16,7 @@ from fastface.apps.cli import main  # noqa: E402  # after the skip
 from fastface.models.live_portrait import load_template  # noqa: E402
 from fastface.models.pir import GeneratorConfig, SynthesisConfig, TriplaneGenerator, load_generator  # noqa: E402
 from tests.models.eg3d_names import eg3d_state  # noqa: E402
-from tests.models.test_pir_pickles import OPTIONS, Code, nested, persistence  # noqa: E402, F401  # a fixture
+from tests.models.test_pir_pickles import OPTIONS, Code, generator_module, persistence  # noqa: E402, F401  # a fixture
 
 
 def converted(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -38,7 +38,8 @@ def test_eg3d(protocol: int, persistence, tmp_path: Path, capsys) -> None:  # no
     small = TriplaneGenerator(GeneratorConfig(16, 25, 2, synthesis, 4, 8, 32, (8, 4))).eval()
     mark = tmp_path / "ran"
     source = f"open({str(mark)!r}, 'w')"
-    network = persistence("Generator", nested(eg3d_state(small), persistence), source=source, rendering_kwargs=OPTIONS)
+    module = generator_module(eg3d_state(small), persistence)
+    network = persistence("Generator", module, source=source, rendering_kwargs=OPTIONS)
     payload = pickle.dumps({"G": None, "G_ema": network, "trap": Code(f"touch {mark}")}, protocol)
     (tmp_path / "in.pkl").write_bytes(payload)
 
@@ -57,7 +58,8 @@ def test_eg3d(protocol: int, persistence, tmp_path: Path, capsys) -> None:  # no
 def test_a_network_of_another_structure_is_not_written(persistence, tmp_path: Path, capsys) -> None:  # noqa: F811
     network = persistence("Linear", torch.nn.Linear(3, 2), rendering_kwargs=OPTIONS)
     (tmp_path / "in.pkl").write_bytes(pickle.dumps({"G_ema": network}))
-    assert "no entry of layout eg3d.ffhq512" in refused(capsys, tmp_path / "in.pkl", tmp_path / "out.safetensors")
+    told = refused(capsys, tmp_path / "in.pkl", tmp_path / "out.safetensors")
+    assert f"network G_ema of {tmp_path / 'in.pkl'} has no entry of layout eg3d.ffhq512" in told
     assert [path.name for path in tmp_path.iterdir()] == ["in.pkl"]
 
 

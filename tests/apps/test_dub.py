@@ -194,6 +194,11 @@ TRAINED = ["--audio", "{sound}", "--weights", "{weights}"]
         (["{clip}", *TRAINED, "-o", "{clip}"], "would overwrite the input"),
         (["{clip}", *TRAINED, "--expressions", "{sound}"], "cannot read expressions"),
         (["{clip}", *TRAINED, "--expressions", "{flat}"], "must be [frames, E] floats, got [3] float64"),
+        (
+            ["{clip}", *TRAINED, "--expressions", "{wide}"],
+            "expressions must be [frames, 28] for the face model, got [1, 52]",
+        ),
+        (["{clip}", *TRAINED, "--audio", "{blip}", "--size", "64"], "samples must last at least 25 ms"),
     ],
 )
 def test_bad_input(folder, tmp_path, capsys, monkeypatch, arguments, message) -> None:
@@ -202,16 +207,33 @@ def test_bad_input(folder, tmp_path, capsys, monkeypatch, arguments, message) ->
     monkeypatch.chdir(tmp_path)
     save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
     np.save(tmp_path / "flat.npy", np.zeros(3))
+    np.save(tmp_path / "wide.npy", np.zeros((1, 52)))
+    say(tmp_path / "blip.wav", 10 / 16_000, rate=16_000, channels=1)
     with VideoWriter(tmp_path / "empty.mp4", fps=FPS) as writer:
         writer.write(np.full((64, 64, 3), 90, np.uint8))
     names = {
         "clip": folder / "clip.mp4", "sound": folder / "words.wav", "weights": folder / "pir.safetensors",
         "other": tmp_path / "other.safetensors", "empty": tmp_path / "empty.mp4", "flat": tmp_path / "flat.npy",
+        "wide": tmp_path / "wide.npy", "blip": tmp_path / "blip.wav",
     }  # fmt: skip
+    given = set(tmp_path.iterdir())
     assert main(["dub", *(argument.format(**names) for argument in arguments)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("fastface dub: ") and message in line
-    assert {path.name for path in tmp_path.iterdir()} == {"other.safetensors", "empty.mp4", "flat.npy"}
+    assert set(tmp_path.iterdir()) == given
+
+
+@pytest.mark.parametrize("arguments", [["none.mp4"], ["{clip}", "--expressions", "{wide}"]])
+def test_mistakes_are_found_before_networks_are_built(folder, tmp_path, capsys, monkeypatch, arguments) -> None:
+    def built(*_: object, **__: object) -> None:
+        raise AssertionError("the networks are built")
+
+    monkeypatch.setattr(PIR, "untrained", built)
+    np.save(tmp_path / "wide.npy", np.zeros((1, 52)))
+    names = {"clip": folder / "clip.mp4", "wide": tmp_path / "wide.npy"}
+    rest = ["--audio", str(folder / "words.wav"), "--untrained", "-o", str(tmp_path / "out.mp4")]
+    assert main(["dub", *(argument.format(**names) for argument in arguments), *rest]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_an_interruption_leaves_nothing(folder, tmp_path, monkeypatch) -> None:

@@ -99,7 +99,11 @@ def test_mistakes_are_told_in_one_line(
 ) -> None:
     (tmp_path / "network.pkl").write_bytes(b"")
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    broken = FittedHead.load(head)
+    broken.planes[0, 0, 0, 0, 0] = float("nan")
+    broken.save(tmp_path / "nan.safetensors")
     for arguments, wanted in (
+        (["--weights", tmp_path / "nan.safetensors"], "planes and decoder of a fitted head must be finite"),
         ([], "`fastface fit-triplane` makes one without any download, `fastface convert`"),
         (["--weights", tmp_path / "none.safetensors"], "no such file"),
         (["--weights", tmp_path / "network.pkl"], "fastface convert"),

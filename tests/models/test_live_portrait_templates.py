@@ -167,7 +167,8 @@ def test_contents_that_are_no_template(tmp_path) -> None:
     fails(r"frame 1: R must hold \[3, 3\] numbers, got \[1, 3\]", R=np.zeros((1, 3)))
     fails(r"frame 1: exp must hold \[-1, 3\] numbers, got \[1, 4\]", exp=np.zeros((1, 4)))
     fails(r"as many keypoints, got \[4, 21\]", exp=np.zeros((1, 4, 3)))
-    fails("frame 1: t must be numbers, got object", t=np.array([None] * 3))
+    fails("is refused: its arrays must be of numbers, got dtype 'O8'", t=np.array([None] * 3))
+    fails("frame 1: t must be numbers, got bool", t=np.array([True] * 3))
     fails("expression must be finite", exp=np.full((1, 21, 3), np.nan))
     fails("scale must be positive", scale=np.zeros((1, 1)))
     del good["motion"][1]["scale"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import numpy as np
 import pytest
@@ -196,3 +197,12 @@ def test_errors_of_the_encoder(encoder: AudioEncoder) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             encoder(samples, frames)
+    system = AudioToExpression(encoder, ExpressionDecoder(CONFIG))
+    for samples, message in (
+        (torch.zeros(400), r"samples must be \[B, N\], got \[400\]"),
+        (torch.zeros(1, 1), "at least 25 ms at 16000 Hz, got 1"),
+        (torch.zeros(1, 0), "at least 25 ms"),
+    ):
+        with warnings.catch_warnings(), pytest.raises(ValueError, match=message):
+            warnings.simplefilter("error")
+            system(samples, torch.zeros(1, 3))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fastface.models.pir import SynthesisConfig, TriplaneGenerator, convert_pickle, load_generator, read_pickle
 from fastface.models.pir.generator import GeneratorConfig
-from fastface.models.pir.pickles import _Unpickler
+from fastface.models.pir.pickles import _MAGIC, _storage, _Unpickler
 from tests.models.eg3d_names import eg3d_state
 
 OPTIONS = {
@@ -100,12 +100,18 @@ def small() -> TriplaneGenerator:
     return TriplaneGenerator(config).eval()
 
 
+def generator_module(state: dict[str, Tensor], persistence: type, axes: Any = EG3D_AXES) -> nn.Module:
+    """EG3D's generator with a renderer of those plane axes; None for one without."""
+    module, renderer = nested(state, persistence), nn.Module()
+    if axes is not None:
+        renderer.plane_axes = torch.tensor(axes, dtype=torch.float32)
+    module._modules["renderer"] = renderer
+    return module
+
+
 def test_a_network_is_read_and_converted(small, persistence, tmp_path: Path) -> None:
     state = eg3d_state(small)
-    module = nested(state, persistence)
-    renderer = nn.Module()
-    renderer.plane_axes = torch.tensor(EG3D_AXES, dtype=torch.float32)
-    module._modules["renderer"] = renderer
+    module = generator_module(state, persistence)
     module.register_buffer("passing", torch.zeros(3), persistent=False)
     generator = persistence("TriPlaneGenerator", module, rendering_kwargs=OPTIONS, neural_rendering_resolution=64)
     with (tmp_path / "in.pkl").open("wb") as file:
@@ -162,6 +168,98 @@ def test_no_name_is_ever_imported() -> None:
         made = unpickler.find_class(module, name)
         assert made.__mro__[1].__name__ == "_Inert"
     assert "antigravity" not in sys.modules
+
+
+IDENTITIES = [[[1, 0, 0], [0, 1, 0], [0, 0, 1]]] * 3
+HALVES = [[[x / 2 for x in row] for row in matrix] for matrix in EG3D_AXES]
+
+
+@pytest.mark.parametrize(
+    ("options", "axes", "message"),
+    [
+        ({}, EG3D_AXES, "must have rendering options, got none"),
+        (OPTIONS, IDENTITIES, "must have planes on the axes of one of xy_xz_yz, .*, got others or none"),
+        (OPTIONS, HALVES, "got others or none"),
+        (OPTIONS, None, "got others or none"),
+        (OPTIONS | {"ray_start": float("nan")}, EG3D_AXES, "near must be a finite number, got nan"),
+        (OPTIONS | {"ray_end": "far"}, EG3D_AXES, "far must be a finite number, got 'far'"),
+        (OPTIONS | {"ray_start": 3.5}, EG3D_AXES, "near must be below far, got 3.5 and 3"),
+        (OPTIONS | {"depth_resolution": "x"}, EG3D_AXES, "coarse must be an integer from 1 on, got 'x'"),
+        (OPTIONS | {"depth_resolution": 0}, EG3D_AXES, "coarse must be an integer from 1 on, got 0"),
+        (OPTIONS | {"depth_resolution_importance": 2.5}, EG3D_AXES, "fine must be an integer from 0 on, got 2.5"),
+        (OPTIONS | {"box_warp": 0.0}, EG3D_AXES, "box must be positive, got 0.0"),
+    ],
+)
+def test_rendering_that_makes_no_sense(small, persistence, tmp_path: Path, options, axes, message) -> None:
+    network = persistence("Generator", generator_module(eg3d_state(small), persistence, axes), rendering_kwargs=options)
+    (tmp_path / "in.pkl").write_bytes(pickle.dumps({"G_ema": network}))
+    with pytest.raises(ValueError, match=f"network G_ema of .*in.pkl.*{message}"):
+        convert_pickle(tmp_path / "in.pkl", tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+class Rebuilt:
+    """A tensor of a storage of six numbers, wherever it says that it lies."""
+
+    def __init__(self, *place: object) -> None:
+        self.place = place
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return torch._utils._rebuild_tensor_v2, (torch.arange(6.0).storage(), *self.place, False, {})
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+def test_tensors_lie_in_their_storage(persistence, tmp_path: Path) -> None:
+    def found(*place: object) -> Tensor:
+        module = nn.Module()
+        module._buffers["a"] = Rebuilt(*place)
+        (tmp_path / "in.pkl").write_bytes(pickle.dumps({"G": persistence("Module", module)}))
+        return read_pickle(tmp_path / "in.pkl")["G"].state["a"]
+
+    assert torch.equal(found(1, (2, 2), (1, 3)), torch.tensor([[1.0, 4.0], [2.0, 5.0]]))
+    assert found(6, (0, 3), (3, 1)).shape == (0, 3)
+    for place in ((1, (6,), (1,)), (0, (2, 2), (1, 5)), (0, (1 << 40,), (0,)), (0, (1 << 62, 4), (1, 1))):
+        with pytest.raises(ValueError, match="a tensor must lie in its storage of 6 numbers"):
+            found(*place)
+    for place in ((-1, (2,), (1,)), (0, (-2,), (1,)), (0, (2,), (-1,)), (0, 2, 1), (0, (2.0,), (1,))):
+        with pytest.raises(ValueError, match="must be integers from 0 on"):
+            found(*place)
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.int64, torch.bool])
+def test_storages_of_every_kind(dtype: torch.dtype, persistence, tmp_path: Path) -> None:
+    module = nn.Module()
+    module.register_buffer("a", (torch.randn(3, 5) * 4).to(dtype).T)
+    module.register_buffer("empty", torch.zeros(0, 2, dtype=dtype))
+    (tmp_path / "in.pkl").write_bytes(pickle.dumps({"G": persistence("Module", module)}))
+    found = read_pickle(tmp_path / "in.pkl")["G"].state
+    assert torch.equal(found["a"], module.a) and found["a"].dtype == dtype and found["empty"].shape == (0, 2)
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+def test_hostile_storages_are_refused() -> None:
+    file = io.BytesIO()
+    torch.save(torch.arange(6.0).storage(), file, _use_new_zipfile_serialization=False)
+    assert torch.equal(_storage(file.getvalue()).tensor, torch.arange(6.0))
+    deep = pickle.dumps(_MAGIC, 2) + b"\x80\x02})" + b"\x85" * 1_000_000 + b"Ns."
+    for data in (b"", deep, file.getvalue()[:-1], file.getvalue() + b"\0"):
+        with pytest.raises((ValueError, EOFError, KeyError, pickle.UnpicklingError)):
+            _storage(data)
+
+
+def test_networks_that_never_end_are_refused(persistence, tmp_path: Path) -> None:
+    loop = nn.Module()
+    loop._modules["again"] = loop
+    many = nn.Linear(2, 2)
+    for _ in range(60):
+        outer = nn.Module()
+        outer._modules.update(one=many, other=many)
+        many = outer
+    for module in (loop, many):
+        (tmp_path / "in.pkl").write_bytes(pickle.dumps({"G": persistence("Module", module)}))
+        with pytest.raises(ValueError, match="each part of a network must be in one place"):
+            read_pickle(tmp_path / "in.pkl")
 
 
 def test_bad_files(tmp_path: Path, persistence) -> None:

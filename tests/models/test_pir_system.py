@@ -157,6 +157,9 @@ def test_a_frame_without_a_face_stays(system: PIR) -> None:
 
 def test_sound_becomes_expressions(system: PIR) -> None:
     class Encoder(nn.Module):
+        def check(self, samples: torch.Tensor) -> None:
+            assert samples.dim() == 2
+
         def forward(self, samples: torch.Tensor, frames: int) -> torch.Tensor:
             return samples[:, :1, None].expand(-1, frames, 6)
 

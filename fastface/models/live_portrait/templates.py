@@ -7,9 +7,7 @@ NumPy arrays and plain containers, and nothing else.
 from __future__ import annotations
 
 import math
-import pickle
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fastface._files import save_safetensors
+from fastface._unpickling import ArrayUnpickler, Refused
 from fastface.models.live_portrait.motion import LivePortraitMotion
 
 __all__ = ["MotionTemplate", "load_template", "save_template"]
@@ -89,8 +88,8 @@ def load_template(path: str | Path) -> MotionTemplate:
         if path.suffix == ".safetensors":
             return _read(path)
         if path.suffix in (".pkl", ".pickle"):
-            return _of_public(_Arrays.load_file(path))
-    except _Refused as error:
+            return _of_public(ArrayUnpickler.load_file(path))
+    except Refused as error:
         raise ValueError(f"the motion template {path} is refused: {error}") from None
     except Exception as error:  # a broken file fails in many ways, none of which says which file it was
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -107,58 +106,6 @@ def _read(path: Path) -> MotionTemplate:
             raise ValueError(f"expected the format {_FORMAT!r}, got {about.get('format')!r}")
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
     return MotionTemplate(LivePortraitMotion(**tensors), float(about["fps"]))
-
-
-class _Refused(Exception):
-    """A pickle that asks for more than arrays and plain containers."""
-
-
-def _latin(text: str, encoding: str) -> bytes:
-    """How older pickle protocols spell bytes, which leaves no choice of the codec."""
-    if encoding != "latin1":
-        raise _Refused(f"it asks for the codec {encoding!r}")
-    return text.encode("latin1")
-
-
-def _of_buffer(buffer: bytes, dtype: Any, shape: tuple[int, ...], order: Any) -> np.ndarray:
-    """How newer pickle protocols spell arrays."""
-    return np.frombuffer(buffer, dtype).reshape(shape, order=order)
-
-
-def _rebuilders() -> dict[str, Callable[..., Any]]:
-    """What NumPy's pickles call, under the names of its first and second version."""
-    array, number = np.zeros(1).__reduce__()[0], np.float32(0).__reduce__()[0]
-    assert callable(array) and callable(number)
-    inside = {"multiarray._reconstruct": array, "multiarray.scalar": number, "numeric._frombuffer": _of_buffer}
-    known: dict[str, Callable[..., Any]] = {
-        f"numpy.{core}.{name}": call for core in ("core", "_core") for name, call in inside.items()
-    }
-    return known | {
-        "numpy.ndarray": np.ndarray,
-        "numpy.dtype": np.dtype,
-        "collections.OrderedDict": OrderedDict,
-        "_codecs.encode": _latin,
-    }
-
-
-class _Arrays(pickle.Unpickler):
-    """Unpickles NumPy arrays and plain containers; anything else is refused by its name before it is imported."""
-
-    _known = _rebuilders()
-
-    def find_class(self, module: str, name: str) -> Any:
-        wanted = f"{module}.{name}"
-        if wanted not in self._known:
-            raise _Refused(f"it asks for {wanted}, and only arrays and plain containers are read")
-        return self._known[wanted]
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise _Refused(f"it asks for the object {pid!r} from outside")
-
-    @classmethod
-    def load_file(cls, path: Path) -> object:
-        with open(path, "rb") as file:
-            return cls(file).load()
 
 
 def _of_public(data: object) -> MotionTemplate:

@@ -352,6 +352,13 @@ class AudioEncoder(nn.Module):
             steps = max(0, (steps - kernel) // stride + 1)
         return int(steps * math.prod(config.conv_stride) / SAMPLE_RATE * fps)
 
+    def check(self, samples: Tensor) -> None:
+        """Raises ValueError for sound that is not ``[B, N]``, or too short."""
+        if samples.dim() != 2:
+            raise ValueError(f"samples must be [B, N], got {list(samples.shape)}")
+        if not self.frames(samples.shape[1], 50):
+            raise ValueError(f"samples must last at least 25 ms at {SAMPLE_RATE} Hz, got {samples.shape[1]}")
+
     def forward(self, samples: Tensor, frames: int | None = None) -> Tensor:
         """``[B, frames, features]``.
 
@@ -362,10 +369,7 @@ class AudioEncoder(nn.Module):
         Raises:
             ValueError: another shape, too short a sound, or no frames.
         """
-        if samples.dim() != 2:
-            raise ValueError(f"samples must be [B, N], got {list(samples.shape)}")
-        if not self.frames(samples.shape[1], 50):
-            raise ValueError(f"samples must last at least 25 ms at {SAMPLE_RATE} Hz, got {samples.shape[1]}")
+        self.check(samples)
         if frames is not None and frames < 1:
             raise ValueError(f"frames must be at least 1, got {frames}")
         model: Any = self.model
@@ -397,9 +401,13 @@ class AudioToExpression(nn.Module):
         Args:
             frames: of the video; by default as long as the sound.
             fps: of the video, where `frames` is None.
+
+        Raises:
+            ValueError: no encoder, another shape, too short a sound, or no frames.
         """
         if self.encoder is None:
             raise ValueError("there is no audio encoder: pass AudioEncoder.from_pretrained() or AudioEncoder.large()")
+        self.encoder.check(samples)
         mean = samples.mean(1, keepdim=True)
         samples = (samples - mean) / torch.sqrt(samples.var(1, correction=0, keepdim=True) + 1e-7)
         if frames is None:

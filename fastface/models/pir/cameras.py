@@ -71,10 +71,12 @@ def orbit(
         radius: of the sphere, as in EG3D's models of faces.
 
     Raises:
-        ValueError: a pitch from 90 degrees on, or a radius that is not positive.
+        ValueError: angles that are not finite, a pitch from 90 degrees on, or a radius that is not positive.
     """
     angles = torch.broadcast_tensors(*(torch.as_tensor(angle, dtype=torch.float32) for angle in (yaw, pitch)))
     across, above = (angle.reshape(-1).deg2rad() for angle in angles)
+    if not across.isfinite().all():
+        raise ValueError(f"yaw must be finite, got {across.rad2deg().tolist()}")
     if not (above.abs() < math.pi / 2 - 1e-4).all():
         raise ValueError(f"pitch must be between -90 and 90 degrees, got {above.rad2deg().tolist()}")
     if not radius > 0:
@@ -108,7 +110,9 @@ def camera_vector(cam2world: Tensor, intrinsics: Tensor) -> Tensor:
 
 
 def _check(name: str, matrices: Tensor, side: int, batch: int) -> None:
-    if matrices.dim() != 3 or matrices.shape[1:] != (side, side) or len(matrices) not in (1, batch):
+    if matrices.dim() != 3 or matrices.shape[1:] != (side, side):
+        raise ValueError(f"{name} must be [B, {side}, {side}], got {list(matrices.shape)}")
+    if len(matrices) not in (1, batch):
         raise ValueError(f"{name} must be [{batch}, {side}, {side}], got {list(matrices.shape)}")
 
 

@@ -42,6 +42,7 @@ __all__ = [
     "draw_views",
     "fit_head",
     "head_cameras",
+    "held_out_cameras",
     "holds_fitted_head",
     "portrait_mesh",
     "read_mesh",
@@ -217,6 +218,23 @@ def training_cameras(count: int) -> Tensor:
     return head_cameras(torch.arange(count) * 137.508 % 360, torch.linspace(-30, 45, count))
 
 
+def held_out_cameras(count: int, training: Tensor, apart: float = 5.0) -> Tensor:
+    """Poses ``[count, 4, 4]`` all round, now from above, now from below, away from those of `training` ``[N, 4, 4]``.
+
+    Each is turned aside, as little as it takes, until it is `apart` degrees from every camera of `training`; where
+    these are too dense for that, as far from them as it can be.
+    """
+    places = F.normalize(training[:, :3, 3], dim=1)
+    reach = int(180 / count)
+    aside = torch.tensor(sorted(range(-reach, reach + 1), key=abs), dtype=torch.float32)
+    chosen = []
+    for index in range(count):
+        poses = head_cameras(index * 360 / count + 5 + aside, (0.0, 20.0, -15.0, 10.0)[index % 4])
+        angles = (F.normalize(poses[:, :3, 3], dim=1) @ places.T).clamp(-1, 1).acos().rad2deg().amin(1)
+        chosen.append(poses[angles.clamp(max=apart).argmax()])
+    return torch.stack(chosen)
+
+
 @dataclass(frozen=True)
 class Views:
     """Cameras ``[N, 4, 4]``, and what they see ``[N, 4, S, S]``: colours over white, and how much is covered.
@@ -275,11 +293,12 @@ class FittedHead:
             pictures.append(seen.features.mT.unflatten(2, (size, size)).add(1).div(2).clamp(0, 1))
         return torch.cat(pictures)
 
-    def psnr(self, views: Views) -> float:
-        """Peak signal-to-noise ratio in dB of whole pictures, the mean over the views."""
-        truth = views.pictures[:, :3]
-        errors = (self.render(views.cam2world, truth.shape[-1]) - truth).square().mean((1, 2, 3))
-        return float(-10 * errors.log10().mean())
+    def psnr(self, views: Views, *, covered: bool = False) -> float:
+        """Peak signal-to-noise ratio in dB, the mean over the views: of whole pictures, or of what is `covered`."""
+        truth, coverage = views.pictures.split([3, 1], 1)
+        errors = (self.render(views.cam2world, truth.shape[-1]) - truth).square().mean(1)
+        weight = coverage[:, 0] if covered else torch.ones_like(errors)
+        return float(-10 * ((errors * weight).sum((1, 2)) / weight.sum((1, 2))).log10().mean())
 
     def to(self, device: torch.device | str) -> FittedHead:
         """The same head on another device."""
@@ -305,6 +324,8 @@ class FittedHead:
         try:
             tensors = load_file(path)
             decoder = PlaneDecoder(*(tensors[name] for name in PlaneDecoder._fields))
+            if not all(tensor.isfinite().all() for tensor in tensors.values()):
+                raise ValueError(f"planes and decoder of a fitted head must be finite: {path}")
             return cls(tensors["planes"], decoder, Rendering(**_about(path)["rendering"]))
         except (SafetensorError, KeyError, TypeError) as error:
             raise ValueError(f"cannot read a fitted head from {path}: {error}") from error

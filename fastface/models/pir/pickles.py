@@ -9,26 +9,29 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
+import math
 import pickletools
-from collections import OrderedDict
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastface._files import save_safetensors
+from fastface._unpickling import ArrayUnpickler, Function, Refused, Sealed, sizes
 from fastface.checkpoints import load_checkpoint
+from fastface.checkpoints.loading import build, find
 from fastface.models.pir.generator import TriplaneGenerator
 from fastface.models.pir.rendering import Rendering
 from fastface.ops.triplane import AXES
 
 __all__ = ["PickledNetwork", "convert_pickle", "holds_networks", "load_generator", "read_pickle"]
 
+_LAYOUT = "eg3d.ffhq512"
 _RENDERING = "fastface.rendering"  # in the metadata of a .safetensors file
 
 
@@ -75,8 +78,17 @@ class _Inert:
     def extend(self, values: Any) -> None: ...
 
 
-class _Record(dict[str, Any]):
+class _Record(Sealed, dict[str, Any]):
     """What stands for the dictionary class of these files."""
+
+
+class _Held(Sealed):
+    """A tensor, or the flat one of a storage, out of a pickle's reach."""
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
 
 
 def _persistent(meta: Any) -> _Inert:
@@ -88,47 +100,68 @@ def _persistent(meta: Any) -> _Inert:
     return found
 
 
-def _storage(data: bytes) -> Any:
-    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+class _StorageUnpickler(ArrayUnpickler):
+    """Reads what precedes the numbers of a storage: the name of its class, within the tuple of a persistent id."""
+
+    def unknown(self, module: str, name: str) -> Any:
+        return name if name in _STORAGES else super().unknown(module, name)
+
+    def persistent_load(self, key: Any) -> Any:
+        return key
 
 
-def _parameter(data: Tensor, *ignored: Any) -> Tensor:
+_MAGIC = 0x1950A86A20F9469CFC6C  # of torch.save before it wrote archives; storages are still pickled so
+_STORAGES = {
+    "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
+    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
+}  # fmt: skip
+
+
+def _storage(data: Any) -> _Held:
+    """Five pickles (magic number, version, machine, storage, its key), a count, and as many numbers.
+
+    Not by torch.load, whose unpickler hashes keys of any depth.
+    """
+    file = io.BytesIO(data)
+    magic, _, _, (_, kind, *_), _ = (_StorageUnpickler(file).load() for _ in range(5))
+    dtype = _STORAGES[kind]
+    (count,), numbers = struct.unpack("<q", file.read(8)), bytearray(file.read())
+    if magic != _MAGIC or len(numbers) != count * dtype.itemsize:
+        raise Refused(f"a storage must hold the {count} numbers that it says, got {len(numbers)} bytes")
+    return _Held(torch.frombuffer(numbers, dtype=dtype) if count else torch.empty(0, dtype=dtype))
+
+
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Held:
+    """A part of a storage, all of which is there."""
+    if not isinstance(storage, _Held):
+        raise Refused(f"its tensors must have a storage, got {type(storage).__name__}")
+    size, stride, (offset,) = sizes("the size", size), sizes("the stride", stride), sizes("the offset", [offset])
+    held, count = storage.tensor.numel(), math.prod(size)
+    last = offset + sum((many - 1) * step for many, step in zip(size, stride, strict=True))
+    if count > held or (count and last >= held):
+        raise Refused(f"a tensor must lie in its storage of {held} numbers")
+    return _Held(storage.tensor.as_strided(size, stride, offset))
+
+
+def _parameter(data: Any, *_: Any) -> Any:
     return data
 
 
-def _bytes(text: str, code: str) -> bytes:
-    """How old protocols write bytes."""
-    return text.encode("latin1")
+class _Unpickler(ArrayUnpickler):
+    """Reads tensors too; any other name is a new inert class that remembers what it was called."""
 
+    known: ClassVar = {
+        **ArrayUnpickler.known,
+        ("torch._utils", "_rebuild_tensor_v2"): Function(_tensor),
+        ("torch._utils", "_rebuild_parameter"): Function(_parameter),
+        ("torch.storage", "_load_from_bytes"): Function(_storage),
+        ("torch_utils.persistence", "_reconstruct_persistent_obj"): Function(_persistent),
+        ("dnnlib.util", "EasyDict"): _Record,
+    }
 
-def _array(kind: Any, shape: Any, code: Any) -> np.ndarray[Any, Any]:
-    return np.ndarray((0,), np.int8)  # its state, which follows, says the rest
-
-
-_NAMES: dict[tuple[str, str], Any] = {
-    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("torch.storage", "_load_from_bytes"): _storage,
-    ("collections", "OrderedDict"): OrderedDict,
-    ("builtins", "set"): set,
-    ("__builtin__", "set"): set,
-    ("_codecs", "encode"): _bytes,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): _array,
-    ("numpy._core.multiarray", "_reconstruct"): _array,
-    ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent,
-    ("dnnlib.util", "EasyDict"): _Record,
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        """Never imports: a known name, or a new inert class that remembers what it was called."""
-        return _NAMES.get((module, name)) or type(name.rpartition(".")[2], (_Inert,), {})
-
-    def persistent_load(self, key: Any) -> Any:
-        raise pickle.UnpicklingError("it refers to things outside of the file")
+    def unknown(self, module: str, name: str) -> Any:
+        return type(name.rpartition(".")[2], (_Inert,), {})
 
 
 def holds_networks(path: str | Path) -> bool:
@@ -151,12 +184,12 @@ def read_pickle(path: str | Path) -> dict[str, PickledNetwork]:
     if not path.is_file():
         raise ValueError(f"no such checkpoint file: {path}")
     try:
-        with path.open("rb") as file:
-            loaded = _Unpickler(file).load()
+        loaded = _Unpickler.load_file(path)
+        parts = loaded.items() if isinstance(loaded, Mapping) else [("", loaded)]
+        found = {str(name): _network(str(name), part) for name, part in parts if isinstance(part, _Inert)}
     except Exception as error:  # bad pickles fail in many ways
-        raise ValueError(f"{path} cannot be read as a pickle: {str(error)[:200] or type(error).__name__}") from None
-    parts = loaded.items() if isinstance(loaded, Mapping) else [("", loaded)]
-    found = {str(name): _network(str(name), part) for name, part in parts if isinstance(part, _Inert)}
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{path} cannot be read as a pickle: {reason}") from None
     found = {name: network for name, network in found.items() if network.state}
     if not found:
         raise ValueError(f"{path} must hold networks, got {type(loaded).__name__} without any")
@@ -188,27 +221,31 @@ def _children(part: _Inert) -> dict[str, _Inert]:
     return {str(name): child for name, child in modules.items() if isinstance(child, _Inert)}
 
 
-def _entries(part: _Inert, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+def _entries(part: _Inert, prefix: str = "", met: set[int] | None = None) -> Iterator[tuple[str, Tensor]]:
     """As ``nn.Module.state_dict`` lists them."""
-    if depth > 64:
-        raise ValueError(f"networks must not be nested deeper than 64, got {prefix}")
+    met = set() if met is None else met
+    if id(part) in met:  # a loop, or parts of parts that multiply without end
+        raise ValueError(f"each part of a network must be in one place, got {prefix} again")
+    met.add(id(part))
     attributes = _attributes(part)
     passing = attributes.get("_non_persistent_buffers_set", ())
     for kind in ("_parameters", "_buffers"):
         held = attributes.get(kind)
         for name, value in held.items() if isinstance(held, Mapping) else ():
-            if isinstance(value, Tensor) and name not in passing:
-                yield f"{prefix}{name}", value.detach()
+            if isinstance(value, _Held) and name not in passing:
+                yield f"{prefix}{name}", value.tensor
     for name, child in _children(part).items():
-        yield from _entries(child, f"{prefix}{name}.", depth + 1)
+        yield from _entries(child, f"{prefix}{name}.", met)
 
 
 def _axes(matrices: Any) -> str | None:
     """Which coordinates planes are read at: the first two of a point times the inverse of each 3x3 permutation."""
-    if not isinstance(matrices, Tensor) or matrices.shape != (3, 3, 3):
+    if not isinstance(matrices, _Held) or matrices.tensor.shape != (3, 3, 3):
         return None
-    chosen = [tuple(int(row.argmax()) for row in matrix[:2]) for matrix in matrices]
-    return next((name for name, planes in AXES.items() if [plane[:2] for plane in planes] == chosen), None)
+    columns = matrices.tensor.argmax(2)
+    if not torch.equal(F.one_hot(columns, 3).to(matrices.tensor.dtype), matrices.tensor):
+        return None
+    return next((name for name, planes in AXES.items() if [list(plane) for plane in planes] == columns.tolist()), None)
 
 
 def _plain(value: Any) -> bool:
@@ -216,11 +253,12 @@ def _plain(value: Any) -> bool:
 
 
 def convert_pickle(source: str | Path, target: str | Path, network: str = "G_ema") -> PickledNetwork:
-    """Write one network of a pickle as .safetensors, its names kept and its rendering options beside them.
+    """Write one generator of a pickle as .safetensors, its names kept and its rendering options beside them.
 
     Raises:
-        ValueError: what `read_pickle` raises, a network that the file has not, planes on unknown axes, or a `target`
-            that does not end in .safetensors.
+        ValueError: what `read_pickle` raises, a network that the file has not or that is no generator of EG3D,
+            rendering options that are missing or no such, planes on unknown axes, or a `target` that does not end in
+            .safetensors.
     """
     target = Path(target)
     if target.suffix != ".safetensors":
@@ -228,11 +266,17 @@ def convert_pickle(source: str | Path, target: str | Path, network: str = "G_ema
     networks = read_pickle(source)
     if network not in networks:
         raise ValueError(f"{source} holds {', '.join(networks)}, not {network!r}")
-    found = networks[network]
-    metadata = {"format": "pt"}
-    if found.options:
-        rendering = Rendering.of_options(found.options, axes=found.axes or "eg3d")
-        metadata[_RENDERING] = json.dumps(asdict(rendering))
+    found, what = networks[network], f"network {network} of {source}"
+    build(find(_LAYOUT), found.state, what)
+    if not found.options:
+        raise ValueError(f"{what} must have rendering options, got none")
+    if found.axes is None:
+        raise ValueError(f"{what} must have planes on the axes of one of {', '.join(AXES)}, got others or none")
+    try:
+        rendering = Rendering.of_options(found.options, axes=found.axes)
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from None
+    metadata = {"format": "pt", _RENDERING: json.dumps(asdict(rendering))}
     tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in found.state.items()}
     save_safetensors(tensors, target, metadata)
     return found
@@ -244,7 +288,7 @@ def load_generator(path: str | Path) -> TriplaneGenerator:
     Raises:
         ValueError: what `fastface.load_checkpoint` raises.
     """
-    generator = load_checkpoint(path, "eg3d.ffhq512")
+    generator = load_checkpoint(path, _LAYOUT)
     assert isinstance(generator, TriplaneGenerator)
     if Path(path).suffix == ".safetensors":
         from safetensors import safe_open

@@ -1,0 +1,217 @@
+"""How well a mouth follows speech, and how much a head's motion is like that of people: measures on clips held out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastface.face.loaders import built_in_head
+from fastface.models.posegan.corpus import mouth_opening
+from fastface.models.posegan.dataset import Example
+from fastface.models.posegan.networks import PGFace, PoseGAN
+from fastface.models.posegan.windows import long_poses
+
+__all__ = ["CLOSED", "FaceMeasures", "PoseMeasures", "measure_face", "measure_pose"]
+
+CLOSED = 0.1  # opening under which lips count as closed: 1.2 mm between them, where a clear "ah" has 12
+
+_LAG = 5  # frames either way
+
+_Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class FaceMeasures:
+    """Of PGFace. The opening is the height between the inner lips of the built-in head's geometry (`mouth_opening`), of
+    what the network gives and of the truth; nan for other face models, and `closed` where no closures are known.
+
+    Attributes:
+        correlation: Pearson's, of both openings over the frames of all clips.
+        clip_correlation: its median over clips.
+        closed: the share of closures (runs of `Example.closed`: p, b, m) in whose middle frame the opening is under
+            `CLOSED`.
+        closures: their number.
+        open: of the frames whose true opening is at least twice `CLOSED`, the share that is not under `CLOSED`: a mouth
+            that never opens has all closures and none of these.
+        lag: frames by which the mouth comes late, at most 5: where the correlation is highest.
+        pose_dependence: RMS of what another clip's poses change of the opening, over its standard deviation.
+        error: RMS of expressions, in the face model's units: 1 is a full expression.
+    """
+
+    correlation: float
+    clip_correlation: float
+    closed: float
+    closures: int
+    open: float
+    lag: int
+    pose_dependence: float
+    error: float
+
+    def row(self) -> dict[str, float]:
+        """By name; the score, the lower the better, is the error, and where lips are known also what they miss."""
+        known = [1 - value for value in (self.correlation, self.closed, self.open) if not math.isnan(value)]
+        return asdict(self) | {"score": self.error + sum(known)}
+
+    def __str__(self) -> str:
+        return (
+            f"mouth opening against the target: r {self.correlation:.3f} over all frames, {self.clip_correlation:.3f} "
+            f"in the median clip, {self.lag} frames late\n"
+            f'p, b, m closed (lips under {CLOSED:g} of a clear "ah"): {self.closed:.1%} of {self.closures}\n'
+            f"open where the target is: {self.open:.1%}\n"
+            f"moved by the head's pose: {self.pose_dependence:.1%} of the opening's deviation\n"
+            f"expression: RMS error {self.error:.4f}, 1 being a full one"
+        )
+
+
+@dataclass(frozen=True)
+class PoseMeasures:
+    """Of PoseGAN, whose poses start from the true first one.
+
+    Attributes:
+        error: RMS of poses in standard deviations of the data.
+        initial: the same of the first frame alone.
+        diversity: standard deviation within a clip, over the data's: below 1 the head is stiffer.
+        speed: that of differences from frame to frame, over the data's.
+        jitter: that of second differences, over the data's: above 1 the motion is rougher.
+        nods: correlation of the pitch's speed with the true one's, over the frames of all clips: what the sound says
+            of nods.
+    """
+
+    error: float
+    initial: float
+    diversity: float
+    speed: float
+    jitter: float
+    nods: float
+
+    def row(self) -> dict[str, float]:
+        """By name; the score, the lower the better, is the error and what nods miss."""
+        return asdict(self) | {"score": self.error + 1 - self.nods}
+
+    def __str__(self) -> str:
+        return (
+            f"pose: RMS error {self.error:.3f} standard deviations, {self.initial:.3f} in the first frame\n"
+            f"against the data: diversity {self.diversity:.2f}, speed {self.speed:.2f}, jitter {self.jitter:.2f}\n"
+            f"speed of nods against the data: r {self.nods:.3f}"
+        )
+
+
+@torch.inference_mode()
+def measure_face(network: PGFace, examples: Sequence[Example]) -> FaceMeasures:
+    """The measures on examples, of their clean sound and their true poses; the network is left in evaluation mode.
+
+    Raises:
+        ValueError: no examples, or expressions of another number than the network's.
+    """
+    _check(examples)
+    network.eval()
+    device, expressions = network.statistics.mean.device, network.config.expressions
+    found, turned, truth = [], [], []
+    for example, other in zip(examples, [*examples[1:], examples[0]], strict=True):
+        if example.expression.shape[1] != expressions:
+            raise ValueError(f"{example.name} must have {expressions} expressions, got {example.expression.shape[1]}")
+        poses = torch.stack([example.pose, other.pose[torch.arange(len(example)) % len(other)]])
+        shape = network(example.features[:1].expand(2, -1, -1).to(device), poses.to(device))
+        own, others = shape.expression.double().cpu().numpy()
+        found.append(own)
+        turned.append(others)
+        truth.append(example.expression.double().numpy())
+    error = _rms(np.concatenate(found) - np.concatenate(truth))
+    if expressions != built_in_head().expressions:  # what opens its mouth is not known
+        nan = float("nan")
+        return FaceMeasures(nan, nan, nan, 0, nan, 0, nan, error)
+    opening, turned_opening, target = ([mouth_opening(clip) for clip in each] for each in (found, turned, truth))
+    closures = [
+        clip[middle] < CLOSED
+        for clip, example in zip(opening, examples, strict=True)
+        for middle in _middles(example.closed)
+    ]
+    correlations = {
+        lag: _correlation([_later(clip, lag) for clip in opening], target) for lag in range(-_LAG, _LAG + 1)
+    }
+    every, goal = np.concatenate(opening), np.concatenate(target)
+    return FaceMeasures(
+        correlation=correlations[0],
+        clip_correlation=float(np.median([_correlation([a], [b]) for a, b in zip(opening, target, strict=True)])),
+        closed=float(np.mean(closures)) if closures else float("nan"),
+        closures=len(closures),
+        open=float(np.mean(every[goal >= 2 * CLOSED] >= CLOSED)),
+        lag=max(correlations, key=lambda lag: correlations[lag]),
+        pose_dependence=float(_rms(np.concatenate(turned_opening) - every) / max(every.std(), 1e-9)),
+        error=error,
+    )
+
+
+@torch.inference_mode()
+def measure_pose(network: PoseGAN, examples: Sequence[Example]) -> PoseMeasures:
+    """The measures on examples, of their clean sound; the network is left in evaluation mode.
+
+    Raises:
+        ValueError: no examples.
+    """
+    _check(examples)
+    network.eval()
+    statistics = network.statistics
+    found, truth = [], []
+    for example in examples:
+        target = example.pose.to(statistics.mean)
+        poses = long_poses(network, example.features[:1].to(target), target[:1])[0]
+        found.append(statistics.normalize(poses).double().cpu().numpy())
+        truth.append(statistics.normalize(target).double().cpu().numpy())
+    gap = [a - b for a, b in zip(found, truth, strict=True)]
+    diversity, speed, jitter = (_ratio(found, truth, order) for order in range(3))
+    nods, true_nods = ([np.abs(np.diff(clip[:, 0])) for clip in clips] for clips in (found, truth))
+    return PoseMeasures(
+        error=_rms(np.concatenate(gap)),
+        initial=_rms(np.stack([clip[0] for clip in gap])),
+        diversity=diversity,
+        speed=speed,
+        jitter=jitter,
+        nods=_correlation(nods, true_nods),
+    )
+
+
+def _check(examples: Sequence[Example]) -> None:
+    if not examples:
+        raise ValueError("clips that are held out are needed to measure on, got none")
+
+
+def _ratio(found: Sequence[_Array], truth: Sequence[_Array], order: int) -> float:
+    """The deviation of n-th differences within clips, found over true, of all columns together."""
+
+    def deviation(clips: Sequence[_Array]) -> float:
+        changes = [np.diff(clip, order, axis=0) for clip in clips if len(clip) > order]
+        return _rms(np.concatenate([change - change.mean(0) for change in changes]))
+
+    return deviation(found) / max(deviation(truth), 1e-9)
+
+
+def _correlation(found: Sequence[_Array], truth: Sequence[_Array]) -> float:
+    """Pearson's, 0 where either does not change."""
+    values = np.stack([np.concatenate(found), np.concatenate(truth)])
+    values -= values.mean(1, keepdims=True)
+    scale = np.sqrt(np.square(values).sum(1).prod())
+    return float(values.prod(0).sum() / scale) if scale > 0 else 0.0
+
+
+def _later(clip: _Array, lag: int) -> _Array:
+    """What comes so many frames later in the clip, its ends held."""
+    return clip[(np.arange(len(clip)) + lag).clip(0, len(clip) - 1)]
+
+
+def _middles(closed: Tensor | None) -> list[int]:
+    """The middle frame of each run."""
+    if closed is None:
+        return []
+    edges = np.flatnonzero(np.diff(closed.numpy().astype(np.int8), prepend=0, append=0))
+    return [int(start + end - 1) // 2 for start, end in edges.reshape(-1, 2)]
+
+
+def _rms(values: _Array) -> float:
+    return float(np.sqrt(np.square(values).mean()))
