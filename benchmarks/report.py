@@ -18,6 +18,7 @@ BEGIN, END = "<!-- speeds: made by python -m benchmarks.report -->", "<!-- /spee
 CASE = ("device", "op", "shape", "variant", "dtype", "layout", "batch", "threads")
 KERNELS = ("cpu", "triton", "cuda")
 BASELINES = ("eager", "compile", "addcmul")
+_LAYOUTS = {"render_planes": "channels_last", "sample_planes": "channels_last"}  # where not contiguous
 HEAD = """# Measured speeds
 
 Every case of `python -m fastface bench --full --csv benchmarks/data`, the newest row of each; `python -m
@@ -56,12 +57,12 @@ def milliseconds(row: Row | None) -> str:
 
 
 def main_cases(rows: list[Row]) -> list[Row]:
-    """Batch 1 with all threads, contiguous, in the type that each device is mostly used with."""
+    """Batch 1 with all threads, in the layout of each op and the type of each device that are mostly used."""
     most = {row["device"]: max(int(r["threads"] or 0) for r in rows if r["device"] == row["device"]) for row in rows}
     return [
         row
         for row in rows
-        if (row["batch"], row["layout"]) == ("1", "contiguous")
+        if (row["batch"], row["layout"]) == ("1", _LAYOUTS.get(row["op"], "contiguous"))
         and row["shape"] != "face_vid2vid"
         and row["dtype"] == ("float16" if "NVIDIA" in row["device"] else "float32")
         and int(row["threads"] or 0) == most[row["device"]]
