@@ -8,7 +8,7 @@ from types import TracebackType
 
 import numpy as np
 
-from fastface.audio.sound import SAMPLE_RATE, Resampler, Samples, _av, to_float
+from fastface.audio.sound import SAMPLE_RATE, Resampler, Samples, _av, decode, existing, reason, to_float
 
 
 class AudioReader:
@@ -32,17 +32,13 @@ class AudioReader:
 
     def __init__(self, path: str | Path, *, sample_rate: int = SAMPLE_RATE) -> None:
         av = _av()
-        self.path, self.sample_rate = Path(path), sample_rate
+        self.path, self.sample_rate = existing(path), sample_rate
         self.broken: str | None = None
         self.start = 0.0
-        if self.path.is_dir():
-            raise ValueError(f"expected a sound file, got the directory {self.path}")
-        if not self.path.exists():
-            raise ValueError(f"no such sound file: {self.path}")
         try:
             self._container = av.open(str(self.path))
         except (av.FFmpegError, OSError, ValueError) as error:
-            raise ValueError(f"cannot read sound from {self.path}: {_reason(error)}") from error
+            raise ValueError(f"cannot read sound from {self.path}: {reason(error)}") from error
         self.expected_seconds = (self._container.duration or 0) / av.time_base
         self._pieces = self._resampled()
         try:
@@ -83,20 +79,11 @@ class AudioReader:
 
     def _decoded(self) -> Iterator[tuple[Samples, int]]:
         """Mono samples and their rate, as the file has them."""
-        av = _av()
-        if not self._container.streams.audio:
-            self.broken = "the file has no audio track"
-            return
-        planar, begun = av.AudioResampler("fltp"), False
+        av, begun = _av(), False
         try:
-            for frame in self._container.decode(self._container.streams.audio[0]):
+            for frame, mono in decode(self._container):
                 if not begun:
                     self.start, begun = float(frame.time or 0.0), True
-                for part in planar.resample(frame):
-                    yield part.to_ndarray().mean(0), frame.sample_rate
+                yield mono, frame.sample_rate
         except (av.FFmpegError, OSError, ValueError) as error:
-            self.broken = _reason(error)
-
-
-def _reason(error: BaseException) -> str:
-    return str(getattr(error, "strerror", None) or error)
+            self.broken = reason(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,11 +126,7 @@ def read_audio(path: str | Path, *, sample_rate: int = SAMPLE_RATE, start: float
             `start`, or samples that are not finite.
         ImportError: PyAV is not installed.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"expected a sound file, got the directory {path}")
-    if not path.exists():
-        raise ValueError(f"no such sound file: {path}")
+    path = existing(path)
     if path.stat().st_size == 0:
         raise ValueError(f"the sound is an empty file: {path}")
     track = _decode(path)
@@ -163,19 +160,41 @@ def _decode(path: Path) -> _Track:
     sample_rate, channels, start, broken = 0, 0, 0.0, ""
     try:
         with av.open(str(path)) as container:
-            if not container.streams.audio:
-                raise ValueError("the file has no audio track")
-            planar = av.AudioResampler("fltp")
-            for decoded in container.decode(container.streams.audio[0]):
+            for decoded, mono in decode(container):
                 if not parts:
                     sample_rate, channels = decoded.sample_rate, decoded.layout.nb_channels
                     start = float(decoded.time or 0.0)
-                parts += [frame.to_ndarray().mean(0) for frame in planar.resample(decoded)]
+                parts.append(mono)
     except (av.FFmpegError, OSError, ValueError) as error:
-        broken = str(getattr(error, "strerror", None) or error)
+        broken = reason(error)
     if not parts:
         raise ValueError(f"cannot read sound from {path}: {broken or 'the audio track is empty'}")
     return _Track(np.concatenate(parts), sample_rate, channels, start, broken)
+
+
+def existing(path: str | Path) -> Path:
+    """The path of a file, or ValueError."""
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"expected a sound file, got the directory {path}")
+    if not path.exists():
+        raise ValueError(f"no such sound file: {path}")
+    return path
+
+
+def decode(container: Any) -> Iterator[tuple[Any, Samples]]:
+    """The frames of a container's first audio track, and their samples, channels averaged; ValueError without one."""
+    if not container.streams.audio:
+        raise ValueError("the file has no audio track")
+    planar = _av().AudioResampler("fltp")
+    for frame in container.decode(container.streams.audio[0]):
+        for part in planar.resample(frame):
+            yield frame, part.to_ndarray().mean(0)
+
+
+def reason(error: BaseException) -> str:
+    """What FFmpeg or the system says."""
+    return str(getattr(error, "strerror", None) or error)
 
 
 def _av() -> Any:

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_MILLIMETRES = {"um": 1e-3, "mm": 1.0, "cm": 10.0, "m": 1e3}
+
 
 @dataclass(frozen=True)
 class SurfacePoints:
@@ -112,6 +114,14 @@ class MorphableModel:
                 check_indices(name, points.vertices, vertices)
                 if count is not None and len(points) != count:
                     raise ValueError(f"{name} must be {count} points, got {len(points)}")
+
+    @property
+    def millimetres(self) -> float:
+        """In one `unit`. Raises ValueError for a unit of no known length."""
+        if self.unit not in _MILLIMETRES:
+            known = ", ".join(_MILLIMETRES)
+            raise ValueError(f"the face model's unit must be one of {known}, got {self.unit!r}")
+        return _MILLIMETRES[self.unit]
 
     @property
     def identities(self) -> int:

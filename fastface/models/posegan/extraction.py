@@ -15,15 +15,14 @@ from fastface.face import Camera, MorphableModel, built_in_head
 from fastface.face.camera import FLIP
 from fastface.models.headgan.driving import FaceTrack
 from fastface.models.posegan.corpus import Clip, mouth_opening
+from fastface.models.posegan.corpus.visemes import INNER_LIPS
+from fastface.models.posegan.networks import CAMERA_DISTANCE
 from fastface.models.posegan.windows import smooth
 
 __all__ = ["Motion", "cut", "extract", "lip_slopes"]
 
 Array = NDArray[np.float64]
 
-_MILLIMETRES = {"um": 1e-3, "mm": 1.0, "cm": 10.0, "m": 1e3}  # of a model's units
-_DISTANCE = 600.0  # mm to the camera, for which a change of size is a move along its axis
-_INNER_LIPS = (13, 14)  # MediaPipe's
 _REST = 0.1  # of the frames, those with the narrowest mouths, are taken for the face at rest
 _LONGEST_GAP = 0.3  # seconds without a face over which is interpolated
 _PIECE, _SHORTEST = 10.0, 2.0  # seconds of a clip
@@ -61,14 +60,13 @@ def extract(track: FaceTrack, model: MorphableModel, fps: float) -> Motion:
     Raises:
         ValueError: a model in an unknown unit or without dense points, or fps that are not positive.
     """
-    if model.unit not in _MILLIMETRES:
-        raise ValueError(f"the face model's unit must be one of {', '.join(_MILLIMETRES)}, got {model.unit!r}")
+    millimetres = model.millimetres
     if not 0 < fps < np.inf:
         raise ValueError(f"fps must be positive, got {fps}")
     here, expression = track.found, track.vectors[:, :-7]
     widths = expression[here] @ lip_slopes(model)
     closest = expression[here][widths.argsort()[: max(1, round(_REST * len(widths)))]]
-    poses = _poses(track.parameters.camera, here, _MILLIMETRES[model.unit])
+    poses = _poses(track.parameters.camera, here, millimetres)
     rows = torch.cat([poses, expression - closest.median(0).values], 1)[here].double().numpy()
 
     known = track.seconds[here].numpy()
@@ -86,7 +84,7 @@ def _poses(camera: Camera, found: Tensor, millimetres: float) -> Tensor:
     yaw, pitch, roll = camera.angles.deg2rad().T
     middle, size = camera.translation[found].median(0).values, camera.scale[found].median()
     shift = (camera.translation - middle) * camera.scale.new_tensor(FLIP) * millimetres / camera.scale[:, None]
-    depth = _DISTANCE * (1 - size / camera.scale)
+    depth = CAMERA_DISTANCE * (1 - size / camera.scale)
     return torch.stack([pitch, yaw, roll, *shift[:, :2].T, depth], 1)
 
 
@@ -98,7 +96,7 @@ def lip_slopes(model: MorphableModel) -> Tensor:
     if model.dense is None:
         raise ValueError("the face model must have dense points, got none")
     heights = model.dense.of((model.expression_basis * model.expression_scale).movedim(2, 0))[..., 1]  # [E, N]
-    upper, lower = _INNER_LIPS
+    upper, lower = INNER_LIPS
     return heights[:, upper] - heights[:, lower]
 
 

@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 POSE = 6  # numbers of a pose, printed
+CAMERA_DISTANCE = 600.0  # mm from the head, for which a move along the camera's axis is a change of size
 WINDOW = 16  # frames that PGFace sees, printed
 BEFORE = WINDOW // 2  # of them before the one that is asked for, inferred; that one and the seven after it follow
 

@@ -28,7 +28,7 @@ from fastface.models.headgan.driving import FaceTrack
 from fastface.models.headgan.edits import turn
 from fastface.models.lifted import topology
 from fastface.models.posegan.idle import Blinks, Drift
-from fastface.models.posegan.networks import POSE, PGFace, PoseGAN
+from fastface.models.posegan.networks import CAMERA_DISTANCE, POSE, PGFace, PoseGAN
 from fastface.models.posegan.streams import MotionStream
 
 __all__ = ["Lips", "RecognizedSpeechStream", "Resampling", "Speaker", "SpeakerConfig", "posed"]
@@ -42,8 +42,6 @@ _QUIET, _HEARD = 0.15, 0.35  # loudness, -43 and -33 dB, between which the mouth
 _HELD = 6  # frames before and after a loud one at most in which it is: the silence in a stop is part of the word
 _MOST = math.radians(20)  # of a turn: what a photo does not show begins there
 _FARTHEST = 60.0  # mm
-_DISTANCE = 600.0  # mm to the camera, for which a move along its axis is a change of size
-_MM = {"um": 1e-3, "mm": 1.0, "cm": 10.0, "m": 1e3}  # of a model's units
 _LIPS = ("jaw_open", "upper_lip_raise", "lower_lip_drop")  # modes that close a mouth
 _OVERLAP = 1.1  # of the gap: lips that cross are drawn closed
 _ROUNDING = ("pucker", "funnel")
@@ -122,8 +120,7 @@ class Speaker:
         if pgface.config.expressions != self.model.expressions:
             found = pgface.config.expressions
             raise ValueError(f"pgface must give the face model's {self.model.expressions} expressions, got {found}")
-        if self.model.unit not in _MM:
-            raise ValueError(f"the face model's unit must be one of {', '.join(_MM)}, got {self.model.unit!r}")
+        _ = self.model.millimetres  # refused now, not with the first frame
         _check_front_end(pgface.config.speech, recognize)
         self._motion = MotionStream(posegan, pgface, hop=hop or max(1, posegan.config.frames // 4))
         self._mean = posegan.statistics.mean.cpu()
@@ -218,8 +215,8 @@ def posed(reference: FaceParameters, model: MorphableModel, poses: Tensor) -> Ca
     angles, shift = poses[:, :3].clamp(-_MOST, _MOST).rad2deg(), poses[:, 3:].clamp(-_FARTHEST, _FARTHEST)
     turned = [turn(reference, model, pitch=p, yaw=y, roll=r).camera.vector for p, y, r in angles.tolist()]
     camera = Camera.of_vector(torch.cat([reference.camera.vector[:0], *turned]))
-    pixels = reference.camera.scale / _MM[model.unit] * shift.new_tensor(FLIP)  # of a millimetre
-    nearer = _DISTANCE / (_DISTANCE - shift[:, 2])
+    pixels = reference.camera.scale / model.millimetres * shift.new_tensor(FLIP)  # of a millimetre
+    nearer = CAMERA_DISTANCE / (CAMERA_DISTANCE - shift[:, 2])
     return replace(camera, scale=camera.scale * nearer, translation=camera.translation + shift * pixels)
 
 

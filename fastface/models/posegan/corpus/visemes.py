@@ -27,7 +27,7 @@ from fastface.models.posegan.corpus.espeak import Phoneme, Speech
 _Array = NDArray[np.float64]
 
 WIDEST = 1.2  # cm between the lips that count as an opening of 1: a clear "ah"
-_INNER_LIPS = (13, 14)  # MediaPipe's
+INNER_LIPS = (13, 14)  # MediaPipe's
 _JAW = ("jaw_open",)
 _PARTING = ("jaw_open", "funnel", "upper_lip_raise", "lower_lip_drop", "lips_press", "lips_roll", "chin_raise")
 _JAW_DECAY, _LIPS_DECAY = 1 / 0.025, 1 / 0.040  # θ, per second: lips round ahead of the vowel, the jaw waits
@@ -182,7 +182,7 @@ def _lip_distance() -> tuple[float, _Array]:
     """The height between the inner lips at rest in cm, and what each expression adds: modes are linear."""
     head = built_in_head()
     assert head.dense is not None
-    upper, lower = head.dense.vertices[list(_INNER_LIPS), 0].tolist()
+    upper, lower = head.dense.vertices[list(INNER_LIPS), 0].tolist()
     height = (head.expression_basis[upper, 1] - head.expression_basis[lower, 1]) * head.expression_scale
     return float(head.mean[upper, 1] - head.mean[lower, 1]), height.double().numpy()
 
