@@ -305,16 +305,36 @@ inline typename VecOf<N>::f fma_(typename VecOf<N>::f a, typename VecOf<N>::f b,
 }
 inline vf fma_(vf a, vf b, vf c) { return fma_<kLanes>(a, b, c); }
 
-inline vf max_(vf a, vf b) { return a > b ? a : b; }  // b where one is NaN
+// The larger and the smaller one; b where one is NaN.
+inline vf max_(vf a, vf b) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (vf)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
 
-// e^x for x <= 0, within about one unit in the last place. Below 2^-126 it is zero; NaN stays NaN.
+inline vf min_(vf a, vf b) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (vf)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
+// -|x|, of NaN a NaN.
+inline vf minus_abs(vf x) { return (vf)((vu)x | 0x80000000u); }
+
+// e^x for x < 88, within about one unit in the last place. Below 2^-126 it is zero; NaN stays NaN.
 inline vf exp_(vf x) {
-  constexpr float kLowest = -87.33654f;  // ln 2^-126
-  const vf clamped = x < kLowest ? vf{} + kLowest : x;
   // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
-  const vf biased = fma_(clamped, vf{} + 1.44269504088896341f, vf{} + 12582912.0f);
+  const vf biased = fma_(x, vf{} + 1.44269504088896341f, vf{} + 12582912.0f);
   const vf n = biased - 12582912.0f;
-  vf r = fma_(n, vf{} - 0.693359375f, clamped);
+  vf r = fma_(n, vf{} - 0.693359375f, x);
   r = fma_(n, vf{} + 2.12194440e-4f, r);  // ln 2 in two parts, the first with few bits, so that n * part is exact
   vf p = fma_(r, vf{} + 1.9875691500e-4f, vf{} + 1.3981999507e-3f);
   p = fma_(p, r, vf{} + 8.3334519073e-3f);
@@ -322,9 +342,12 @@ inline vf exp_(vf x) {
   p = fma_(p, r, vf{} + 1.6666665459e-1f);
   p = fma_(p, r, vf{} + 5.0000001201e-1f);
   p = fma_(p, r * r, r) + 1.0f;
-  const vf scale = (vf)(((vu)biased << 23) + 0x3f800000u);
-  const vf result = p * scale;
-  return x < kLowest ? vf{} : result;
+#if defined(__AVX512F__)
+  const vf result = (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+  const vf result = (vf)((vu)p + ((vu)biased << 23));
+#endif
+  return x < -87.33654f ? vf{} : result;  // ln 2^-126
 }
 
 // In-register transpose of an N x N block: log2(N) rounds of interleaving the first half of the rows with the second.

@@ -14,15 +14,15 @@ namespace {
 using namespace ::fastface::FASTFACE_TIER;
 
 constexpr int64_t kBlock = 48;  // samples whose features are held at once
-constexpr int kRows = 6;        // samples that share a load of a weight
-// Vectors of outputs at once: with kRows sums of each they fill the registers.
+// Samples that share a load of a weight, and vectors of outputs at once: the sums of both fill the registers.
+constexpr int kRows = 6;
 #if defined(__AVX512F__)
 constexpr int kWide = 4;
 #else
 constexpr int kWide = 2;
 #endif
-constexpr int64_t kColumns = kWide * kLanes;
 constexpr int64_t kTask = 8;  // rays that a thread takes at once
+constexpr int64_t kTile = 8;  // rays on a side of a tile of an image
 
 // ---- Functions of vectors ----
 
@@ -35,117 +35,124 @@ inline vf log1p_(vf y) {
   return p * y;
 }
 
-inline vf abs_(vf x) { return x < 0.0f ? -x : x; }
-
 // ln(1 + e^x). NaN stays NaN.
-inline vf softplus_(vf x) { return (x > 0.0f ? x : vf{}) + log1p_(exp_(-abs_(x))); }
+inline vf softplus_(vf x) { return max_(x, vf{}) + log1p_(exp_(minus_abs(x))); }
 
-// p / (1 + e^-x) + q / (1 + e^-y), by one division. NaN stays NaN.
+// p / (1 + e^-x) + q / (1 + e^-y), by one division. NaN stays NaN. Below -40 a sigmoid stays at 4e-18, so that the
+// product of two is a number.
 inline vf two_sigmoids(vf x, vf y, float p, float q) {
-  const vf a = exp_(-abs_(x)), b = exp_(-abs_(y));
-  const vf above = p * (x < 0.0f ? a : vf{} + 1.0f), beside = q * (y < 0.0f ? b : vf{} + 1.0f);
-  return fma_(above, 1.0f + b, beside * (1.0f + a)) / ((1.0f + a) * (1.0f + b));
+  const vf a = 1.0f + exp_(min_(vf{} + 40.0f, -x)), b = 1.0f + exp_(min_(vf{} + 40.0f, -y));
+  return fma_(vf{} + p, b, q * a) / (a * b);
 }
 
 inline float softplus_(float x) { return softplus_(vf{} + x)[0]; }
 
-inline float total(vf value) {
-#pragma GCC unroll 4
-  for (int half = kLanes / 2; half > 0; half /= 2) value += permute(value, lane_index() ^ half);
-  return value[0];
+// The sum over the lanes of each.
+inline vf totals(vf (&values)[kLanes]) {
+  transpose<kLanes>(values);
+  vf sum = values[0];
+  for (int i = 1; i < kLanes; ++i) sum += values[i];
+  return sum;
 }
 
 // ---- The decoder ----
 
-// A layer's weights [K, N] so that kColumns outputs of one input lie next to each other: [groups, N, kColumns], zeros
-// beyond the last output.
-void pack(const float* weight, int64_t outputs, int64_t inputs, float* to) {
-  const int64_t groups = round_up(outputs, kColumns) / kColumns;
-  for (int64_t g = 0; g < groups; ++g) {
-    for (int64_t n = 0; n < inputs; ++n) {
-      for (int64_t j = 0; j < kColumns; ++j) {
-        const int64_t k = g * kColumns + j;
-        to[(g * inputs + n) * kColumns + j] = k < outputs ? weight[k * inputs + n] : 0.0f;
-      }
+// A layer's weights [outputs, inputs] so that `columns` outputs of one input lie next to each other, [groups, inputs,
+// columns], and its biases; zeros beyond the last output.
+struct Layer {
+  int64_t inputs, outputs, columns;  // outputs with those that are zero
+  float *weight, *bias;
+
+  // All vectors at once, or half of them where that leaves fewer zeros.
+  static int64_t group(int64_t outputs) {
+    constexpr int64_t kAll = kWide * kLanes;
+    return round_up(outputs, kAll) == round_up(outputs, kAll / 2) ? kAll : kAll / 2;
+  }
+  static int64_t padded(int64_t outputs) { return round_up(outputs, group(outputs)); }
+  static int64_t floats(int64_t inputs, int64_t outputs) { return padded(outputs) * (inputs + 1); }
+
+  Layer(const float* w, const float* b, int64_t count, int64_t inputs, float* memory)
+      : inputs(inputs), outputs(padded(count)), columns(group(count)), weight(memory), bias(memory + outputs * inputs) {
+    for (int64_t k = 0; k < outputs; ++k) {
+      float* const to = weight + k / columns * columns * inputs + k % columns;
+      for (int64_t n = 0; n < inputs; ++n) to[n * columns] = k < count ? w[k * inputs + n] : 0.0f;
+      bias[k] = k < count ? b[k] : 0.0f;
     }
   }
-}
+};
 
-void pad(const float* bias, int64_t outputs, float* to) {
-  for (int64_t k = 0; k < round_up(outputs, kColumns); ++k) to[k] = k < outputs ? bias[k] : 0.0f;
-}
-
-// x Wᵀ + b of `Rows` samples for one group of columns to `to`. A function of its own: what the caller does next would
-// claim registers that the sums need.
-template <int Rows>
+// x Wᵀ + b of `Rows` samples for one group of `Wide` vectors to `to`. A function of its own: what the caller does next
+// would claim registers that the sums need.
+template <int Rows, int Wide>
 [[gnu::noinline]] void dense_rows(const float* x, int64_t stride, int64_t inputs, const float* weight,
                                   const float* bias, float* to, int64_t to_stride) {
-  vf sums[Rows][kWide];
-#pragma GCC unroll 8
+  vf sums[Rows][Wide];
+#pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kWide; ++v) sums[r][v] = load<kLanes>(bias + v * kLanes);
+    for (int v = 0; v < Wide; ++v) sums[r][v] = load<kLanes>(bias + v * kLanes);
   }
   for (int64_t n = 0; n < inputs; ++n) {
-    vf weights[kWide];
-    for (int v = 0; v < kWide; ++v) weights[v] = load<kLanes>(weight + n * kColumns + v * kLanes);
-#pragma GCC unroll 8
+    vf weights[Wide];
+    for (int v = 0; v < Wide; ++v) weights[v] = load<kLanes>(weight + (n * Wide + v) * kLanes);
+#pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) {
       const vf value = splat<kLanes>(x[r * stride + n]);
 #pragma GCC unroll 4
-      for (int v = 0; v < kWide; ++v) sums[r][v] = fma_(value, weights[v], sums[r][v]);
+      for (int v = 0; v < Wide; ++v) sums[r][v] = fma_(value, weights[v], sums[r][v]);
     }
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kWide; ++v) store<kLanes>(to + r * to_stride + v * kLanes, sums[r][v]);
+    for (int v = 0; v < Wide; ++v) store<kLanes>(to + r * to_stride + v * kLanes, sums[r][v]);
   }
 }
 
-// One layer of `rows` samples, `outputs` numbers each to `to`.
-inline void dense(const float* x, int64_t stride, int64_t rows, int64_t inputs, const float* weight, const float* bias,
-                  int64_t outputs, float* to, int64_t to_stride) {
-  for (int64_t column = 0; column < outputs; column += kColumns) {
-    const float* w = weight + column * inputs;
-    const auto some = [&](auto count, int64_t row) {
-      dense_rows<count.value>(x + row * stride, stride, inputs, w, bias + column, to + row * to_stride + column,
-                              to_stride);
-    };
-    int64_t row = 0;
-    for (; row + kRows <= rows; row += kRows) some(Int<kRows>{}, row);
-    for (; row < rows; ++row) some(Int<1>{}, row);
+template <int Wide>
+inline void dense_group(const float* x, int64_t stride, int64_t rows, const Layer& layer, int64_t column, float* to,
+                        int64_t to_stride) {
+  constexpr int kMost = kRows * kWide / Wide;
+  int64_t row = 0;
+  const auto some = [&](auto count) {
+    for (; row + count.value <= rows; row += count.value) {
+      dense_rows<count.value, Wide>(x + row * stride, stride, layer.inputs, layer.weight + column * layer.inputs,
+                                    layer.bias + column, to + row * to_stride + column, to_stride);
+    }
+  };
+  some(Int<kMost>{});
+  some(Int<kMost / 3>{});
+  some(Int<1>{});
+}
+
+// A layer of `rows` samples, its outputs to `to`.
+inline void dense(const float* x, int64_t stride, int64_t rows, const Layer& layer, float* to, int64_t to_stride) {
+  for (int64_t column = 0; column < layer.outputs; column += layer.columns) {
+    if (layer.columns == kWide * kLanes) {
+      dense_group<kWide>(x, stride, rows, layer, column, to, to_stride);
+    } else {
+      dense_group<kWide / 2>(x, stride, rows, layer, column, to, to_stride);
+    }
   }
 }
 
-// The decoder as the loops read it, and the sizes that follow; shared by all threads.
+// The decoder as the loops read it; shared by all threads.
 struct Decoder {
-  int64_t channels, hidden, hidden_padded, colours, colours_padded;
-  float *w1, *b1, *w_density, *w2, *b2;
+  Layer hidden, colours;
+  const float* w_density;  // with zeros, like the hidden layer
   float b_density;
 
   static int64_t floats(const Params& p) {
-    const int64_t h = round_up(p.hidden, kColumns), f = round_up(p.outputs - 1, kColumns);
-    return h * (p.channels + 2) + f * (h + 1);
+    return Layer::floats(p.channels, p.hidden) + Layer::floats(p.hidden, p.outputs - 1) + Layer::padded(p.hidden);
   }
 
-  Decoder(const Params& p, float* memory) {
-    channels = p.channels;
-    hidden = p.hidden;
-    hidden_padded = round_up(hidden, kColumns);
-    colours = p.outputs - 1;
-    colours_padded = round_up(colours, kColumns);
-    w1 = memory;
-    b1 = w1 + hidden_padded * channels;
-    w_density = b1 + hidden_padded;
-    w2 = w_density + hidden_padded;
-    b2 = w2 + colours_padded * hidden_padded;
-    pack(p.w1, hidden, channels, w1);
-    pad(p.b1, hidden, b1);
-    pad(p.w2, hidden, w_density);
-    pack(p.w2 + hidden, colours, hidden, w2);
-    pad(p.b2 + 1, colours, b2);
-    b_density = p.b2[0];
+  Decoder(const Params& p, float* memory)
+      : hidden(p.w1, p.b1, p.hidden, p.channels, memory),
+        colours(p.w2 + p.hidden, p.b2 + 1, p.outputs - 1, p.hidden, hidden.bias + hidden.outputs),
+        b_density(p.b2[0]) {
+    float* const density = colours.bias + colours.outputs;
+    for (int64_t k = 0; k < hidden.outputs; ++k) density[k] = k < p.hidden ? p.w2[k] : 0.0f;
+    w_density = density;
   }
 };
 
@@ -262,13 +269,12 @@ struct Ray {
   int64_t block_stride, hidden_stride;
 
   static int64_t width(const Params& p) {
-    return most(round_up(p.channels, 2 * kLanes), round_up(p.outputs - 1, kColumns));
+    return most(round_up(p.channels, 2 * kLanes), Layer::padded(p.outputs - 1));
   }
 
   static int64_t floats(const Params& p) {
     const int64_t count = round_up(p.coarse + p.fine, kLanes) + kLanes;
-    return kBlock * width(p) + count * round_up(p.hidden, kColumns) + 6 * count + round_up(p.outputs - 1, kColumns) +
-           8 * kLanes;
+    return kBlock * width(p) + count * Layer::padded(p.hidden) + 6 * count + Layer::padded(p.outputs - 1) + 8 * kLanes;
   }
 
   Ray(const Params& p, float* memory) {
@@ -277,7 +283,7 @@ struct Ray {
     count = coarse + fine;
     const int64_t padded = round_up(count, kLanes) + kLanes;
     block_stride = width(p);
-    hidden_stride = round_up(p.hidden, kColumns);
+    hidden_stride = Layer::padded(p.hidden);
     float* at = memory;
     const auto take = [&at](int64_t floats) {
       float* const result = at;
@@ -292,7 +298,7 @@ struct Ray {
     weights = take(padded);
     cumulated = take(padded);
     order = reinterpret_cast<int32_t*>(take(padded));
-    colours = take(round_up(p.outputs - 1, kColumns));
+    colours = take(Layer::padded(p.outputs - 1));
   }
 };
 
@@ -328,17 +334,19 @@ inline void look(const Params& p, const Decoder& decoder, int64_t image, int64_t
       }
     }
     float* const hidden = ray.hidden + start * ray.hidden_stride;
-    dense(ray.block, ray.block_stride, rows, p.channels, decoder.w1, decoder.b1, decoder.hidden_padded, hidden,
-          ray.hidden_stride);
-    for (int64_t row = 0; row < rows; ++row) {
-      vf density = {};
-      for (int64_t column = 0; column < decoder.hidden_padded; column += kLanes) {
-        float* const at = hidden + row * ray.hidden_stride + column;
-        const vf active = softplus_(load<kLanes>(at));
-        store<kLanes>(at, active);
-        density = fma_(active, load<kLanes>(decoder.w_density + column), density);
+    dense(ray.block, ray.block_stride, rows, decoder.hidden, hidden, ray.hidden_stride);
+    for (int64_t row = 0; row < rows; row += kLanes) {
+      vf density[kLanes];
+      for (int64_t i = 0; i < kLanes; ++i) density[i] = vf{};
+      for (int64_t i = 0; i < least(kLanes, rows - row); ++i) {
+        for (int64_t column = 0; column < decoder.hidden.outputs; column += kLanes) {
+          float* const at = hidden + (row + i) * ray.hidden_stride + column;
+          const vf active = softplus_(load<kLanes>(at));
+          store<kLanes>(at, active);
+          density[i] = fma_(active, load<kLanes>(decoder.w_density + column), density[i]);
+        }
       }
-      ray.density[start + row] = total(density) + decoder.b_density;
+      store<kLanes>(ray.density + start + row, totals(density) + decoder.b_density);
     }
   }
 }
@@ -466,12 +474,12 @@ inline void merge(Ray& ray) {
 
 // The sum of the colours of all samples, each times its share.
 inline void paint(const Decoder& decoder, Ray& ray) {
-  for (int64_t c = 0; c < decoder.colours_padded; c += kLanes) store<kLanes>(ray.colours + c, vf{});
+  for (int64_t c = 0; c < decoder.colours.outputs; c += kLanes) store<kLanes>(ray.colours + c, vf{});
   for (int64_t start = 0; start < ray.count; start += kBlock) {
     const int64_t rows = least(kBlock, ray.count - start);
-    dense(ray.hidden + start * ray.hidden_stride, ray.hidden_stride, rows, decoder.hidden, decoder.w2, decoder.b2,
-          decoder.colours_padded, ray.block, ray.block_stride);
-    for (int64_t c = 0; c < decoder.colours_padded; c += kLanes) {
+    dense(ray.hidden + start * ray.hidden_stride, ray.hidden_stride, rows, decoder.colours, ray.block,
+          ray.block_stride);
+    for (int64_t c = 0; c < decoder.colours.outputs; c += kLanes) {
       vf sum = load<kLanes>(ray.colours + c);
       for (int64_t row = 0; row < rows; row += 2) {  // a share beyond the last row is 0
         const float *from = ray.block + row * ray.block_stride + c, *share = ray.share + start + row;
@@ -507,11 +515,12 @@ inline void render(const Params& p, const Decoder& decoder, int64_t index, Ray& 
   }
   paint(decoder, ray);
   const float background = p.white_back ? 1 - opacity : 0.0f;
-  T* const out = static_cast<T*>(p.features) + index * decoder.colours;
-  for (int64_t c = 0; c < decoder.colours; c += kLanes) {
+  const int64_t colours = p.outputs - 1;
+  T* const out = static_cast<T*>(p.features) + index * colours;
+  for (int64_t c = 0; c < colours; c += kLanes) {
     const vf colour = 1.002f * load<kLanes>(ray.colours + c) - 0.001f * opacity + background;
     const vf value = 2.0f * colour - 1.0f;
-    const int64_t n = least(kLanes, decoder.colours - c);
+    const int64_t n = least(kLanes, colours - c);
     if (n == kLanes) {
       store<kLanes>(out + c, value);
     } else {
@@ -522,9 +531,30 @@ inline void render(const Params& p, const Decoder& decoder, int64_t index, Ray& 
   p.depth_out[index] = opacity == 0 ? ray.depths[ray.order[ray.count - 1]] : nearest + depth / opacity;
 }
 
+// The order in which rays are taken. A square number of them is taken for an image, and by tiles: so the texels that
+// the rays above and below share are still in the cache of the core.
+struct RayOrder {
+  int64_t count, across = 0;  // rays of an image, tiles on a side of it
+
+  explicit RayOrder(int64_t count) : count(count) {
+    int64_t side = kTile;
+    while (side * side < count) side += kTile;
+    if (side * side == count) across = side / kTile;
+  }
+
+  int64_t operator()(int64_t index) const {
+    if (across == 0) return index;
+    const int64_t image = index / count, tile = index % count / (kTile * kTile), ray = index % (kTile * kTile);
+    const int64_t y = tile / across * kTile + ray / kTile, x = tile % across * kTile + ray % kTile;
+    return image * count + y * across * kTile + x;
+  }
+};
+
 template <class T>
 bool render_all(const Params& p, int threads) {
   const int64_t rays = p.batch * p.count;
+  const RayOrder order(p.count);
+  const int64_t task = rays < kTile * kTile * kTask * threads ? kTask : kTile * kTile;
   const int64_t each = round_up(Ray::floats(p), 16);
   Buffer shared(static_cast<size_t>(Decoder::floats(p)) * sizeof(float));
   Buffer scratch(static_cast<size_t>(threads * each) * sizeof(float));
@@ -540,8 +570,8 @@ bool render_all(const Params& p, int threads) {
     const int thread = 0;
 #endif
     Ray ray(p, memory + thread * each);
-#pragma omp for schedule(dynamic, kTask)
-    for (int64_t index = 0; index < rays; ++index) render<T>(p, decoder, index, ray);
+#pragma omp for schedule(dynamic, task)
+    for (int64_t index = 0; index < rays; ++index) render<T>(p, decoder, order(index), ray);
   }
   return true;
 }
