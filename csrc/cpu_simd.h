@@ -386,6 +386,11 @@ inline void read_row(const T* from, int64_t stride, int64_t count, float* to) {
     if (i < count) store<kLanes>(to + i, load_part<kLanes>(from + i, count - i));
     return;
   }
+  if (stride == 0) {
+    const vf value = splat<kLanes>(to_float(*from));
+    for (; i < count; i += kLanes) store<kLanes>(to + i, value);
+    return;
+  }
   if constexpr (sizeof(T) == 4) {
     for (; i < count; ++i) to[i] = from[i * stride];
   } else {
