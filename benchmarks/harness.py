@@ -41,7 +41,8 @@ class Case:
 
     `contenders` maps a provider (eager, compile, or a backend) to the call; `checks` judges a contender before it is
     timed. `bytes` and `flops` are the model's: every input read once, every output written once. `make` is called under
-    `threads` threads. `kernels` has the launches of a call counted on a GPU.
+    `threads` threads. `kernels` has the launches of a call counted on a GPU. `rounds` is the least number of turns, fewer
+    where a call takes half a minute.
     """
 
     op: str
@@ -56,6 +57,7 @@ class Case:
     flops: int = 0
     threads: int = field(default_factory=torch.get_num_threads)
     kernels: bool = False
+    rounds: int = 7
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def run_case(case: Case, seconds: float = 3.0) -> list[Row]:
         verdicts = {name: check() for name, check in checks.items()}
         good = {name: call for name, call in contenders.items() if name not in verdicts or verdicts[name].ok}
         peaks = {name: _peak_mib(call, case.device) for name, call in good.items()}
-        samples, timing, host = _measure(good, case.device, seconds)
+        samples, timing, host = _measure(good, case.device, seconds, case.rounds)
         if case.kernels and case.device == "cuda":
             timing |= {name: f"{timing[name]}, {_kernels(call)} kernels" for name, call in good.items()}
         return [
@@ -147,14 +149,14 @@ def run_case(case: Case, seconds: float = 3.0) -> list[Row]:
 
 
 def _measure(
-    contenders: dict[str, Callable[[], object]], device: str, seconds: float
+    contenders: dict[str, Callable[[], object]], device: str, seconds: float, rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, str], dict[str, float]]:
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     timing = dict.fromkeys(contenders, "clock")
     host: dict[str, float] = {}
     calls = dict(contenders)
     for call in calls.values():
-        for _ in range(3):
+        for _ in range(rounds // 2):
             call()
     if device == "cuda":
         for name, call in contenders.items():
@@ -169,7 +171,7 @@ def _measure(
     gc.disable()
     try:
         # Everyone gets a turn in every round, so that a slow spell of the machine falls on all alike.
-        while len(next(iter(samples.values()), [])) < 7 or time.perf_counter() < deadline:
+        while len(next(iter(samples.values()), [])) < rounds or time.perf_counter() < deadline:
             for name, call in calls.items():
                 samples[name].append(once(call))
             if len(next(iter(samples.values()), [])) >= 2000 or not samples:

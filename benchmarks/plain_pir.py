@@ -63,7 +63,9 @@ def block(
     y = modulated_conv(x, rgb.weight[:, :, None, None], style, demodulate=False) + rgb.bias[:, None, None]
     if rgb.clamp is not None:
         y = y.clamp(-rgb.clamp, rgb.clamp)
-    return x, y if image is None else upsample(image) + y
+    if image is None:
+        return x, y
+    return x, (upsample(image) if module.up else image) + y
 
 
 def synthesis(network: SynthesisNetwork, styles: Tensor) -> Tensor:
@@ -76,7 +78,7 @@ def synthesis(network: SynthesisNetwork, styles: Tensor) -> Tensor:
 
 
 def super_resolution(network: SuperResolution, features: Tensor, style: Tensor) -> Tensor:
-    x, side = features, network.size // 4
+    x, side = features, network.start
     if x.shape[2:] != (side, side):
         x = F.interpolate(x, (side, side), mode="bilinear", antialias=True)
     image = x[:, :3]

@@ -26,7 +26,7 @@ __all__ = ["LayerProbe", "ProbeReport", "probe", "reduce_convs"]
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, PolyphaseConv, FoldedConv2d, TiledConv)
+_CONVS = (nn.modules.conv._ConvNd, nn.Linear, PolyphaseConv, FoldedConv2d, TiledConv)
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 

@@ -20,12 +20,13 @@ class Deep(nn.Module):
         self.mask = nn.Conv3d(34, 5, 7, padding=3)
         self.image = nn.Conv2d(20, 40, 3, padding=1)
         self.norm = nn.BatchNorm2d(40)
+        self.doubled = nn.ConvTranspose2d(40, 40, 3, stride=2)
         self.head = nn.Linear(40, 6)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         x = F.avg_pool3d(F.relu(self.volume(x)), (1, 2, 2))
         x = self.mask(x).flatten(1, 2)
-        x = self.norm(self.image(F.interpolate(x, scale_factor=2.0)))
+        x = self.doubled(self.norm(self.image(F.interpolate(x, scale_factor=2.0))))
         return {"map": x, "head": self.head(x.mean((2, 3)))}
 
 
@@ -47,7 +48,8 @@ def test_reduced(dtype: torch.dtype, optimized: bool) -> None:
     for name, value in expected.items():
         assert found[name].dtype == torch.float32 and 0 < worst(value, found[name]) < 8 * step, name
     assert all(torch.equal(value, before[name]) for name, value in given.state_dict().items())
-    convs = [part for part in reduced.modules() if isinstance(part, (nn.Conv2d, nn.Conv3d, nn.Linear))]
+    kinds = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.Linear)
+    convs = [part for part in reduced.modules() if isinstance(part, kinds)]
     assert convs and all(part.weight.dtype == dtype for part in convs)
     assert not any(isinstance(p, (engine.WinogradConv2d, engine.FFTConv3d)) for p in reduced.modules())
     again = torch.compile(reduced, fullgraph=True, backend="aot_eager")(x)
@@ -57,7 +59,7 @@ def test_reduced(dtype: torch.dtype, optimized: bool) -> None:
 @torch.no_grad()
 def test_what_is_kept_stays_float32() -> None:
     module, x = make()
-    reduced = engine.reduce_convs(module, keep=["volume", "ma*", "image", "norm", "head"])
+    reduced = engine.reduce_convs(module, keep=["volume", "ma*", "image", "norm", "doubled", "head"])
     assert worst(module(x)["map"], reduced(x)["map"]) < 1e-5
     some = engine.reduce_convs(module, keep=["mask"])
     assert some.get_submodule("mask.slices").weight.dtype == torch.float32

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastface.models.pir import TriplaneGenerator
 
@@ -12,7 +12,8 @@ from fastface.models.pir import TriplaneGenerator
 def eg3d_state(generator: TriplaneGenerator) -> dict[str, Tensor]:
     state = {}
     for name, tensor in generator.state_dict().items():
-        if name.endswith("layer0.modulated.conv.weight"):
+        owner = generator.get_submodule(name.rpartition(".")[0])
+        if isinstance(owner, nn.ConvTranspose2d):
             tensor = tensor.transpose(0, 1)
         elif name.endswith("to_rgb.weight"):
             tensor = tensor[:, :, None, None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -97,15 +98,20 @@ def test_the_past_fades() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("batch", "per_frame"), [(1, 1), (1, 2), (2, 1)])
 @torch.inference_mode()
-def test_narrow_weights(dtype: torch.dtype) -> None:
+def test_narrow_weights(batch: int, per_frame: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    decoder = ExpressionDecoder(CONFIG).eval()
-    audio, style = torch.randn(2, 9, 7), torch.randn(2, 3)
-    expected, found = decoder(audio, style), decoder.narrowed(dtype)(audio, style)
+    decoder = ExpressionDecoder(replace(CONFIG, per_frame=per_frame)).eval()
+    narrow = decoder.narrowed(dtype)
+    audio, style = torch.randn(batch, 9 * per_frame, 7), torch.randn(batch, 3)
+    expected, found = decoder(audio, style), narrow(audio, style)
     assert found.dtype == torch.float32
-    error = float((found - expected).abs().max())
-    assert 0 < error < 30 * torch.finfo(dtype).eps  # a few roundings of numbers about 1
+    limit = 30 * torch.finfo(dtype).eps  # a few roundings of numbers about 1
+    assert 0 < float((found - expected).abs().max()) < limit
+    state = narrow.start(style)
+    steps = torch.stack([narrow.step(state, each) for each in audio.split(per_frame, 1)], 1)
+    assert steps.shape == expected.shape and float((steps - expected).abs().max()) < limit
     assert decoder.decode.weight.dtype == torch.float32
 
 

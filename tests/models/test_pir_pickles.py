@@ -100,12 +100,17 @@ def small() -> TriplaneGenerator:
     return TriplaneGenerator(config).eval()
 
 
-def generator_module(state: dict[str, Tensor], persistence: type, axes: Any = EG3D_AXES) -> nn.Module:
-    """EG3D's generator with a renderer of those plane axes; None for one without."""
-    module, renderer = nested(state, persistence), nn.Module()
+def generator_module(
+    state: dict[str, Tensor],
+    persistence: type,
+    axes: Any = EG3D_AXES,
+    renderer: str = "ImportanceRenderer",
+) -> nn.Module:
+    """EG3D's generator with a renderer of that class and those plane axes; None for one without."""
+    module, rendering = nested(state, persistence), nn.Module()
     if axes is not None:
-        renderer.plane_axes = torch.tensor(axes, dtype=torch.float32)
-    module._modules["renderer"] = renderer
+        rendering.plane_axes = torch.tensor(axes, dtype=torch.float32)
+    module._modules["renderer"] = persistence(renderer, rendering)
     return module
 
 
@@ -113,11 +118,12 @@ def test_a_network_is_read_and_converted(small, persistence, tmp_path: Path) -> 
     state = eg3d_state(small)
     module = generator_module(state, persistence)
     module.register_buffer("passing", torch.zeros(3), persistent=False)
-    generator = persistence("TriPlaneGenerator", module, rendering_kwargs=OPTIONS, neural_rendering_resolution=64)
+    generator = persistence("TriPlaneGenerator", module, rendering_kwargs=OPTIONS, neural_rendering_resolution=128)
     with (tmp_path / "in.pkl").open("wb") as file:
         pickle.dump({"G": None, "D": None, "G_ema": generator, "training_set_kwargs": {"seed": 1}}, file)
 
     (network,) = read_pickle(tmp_path / "in.pkl").values()
+    assert network.rays == 128 and not network.note
     assert (network.name, network.class_name, network.axes) == ("G_ema", "TriPlaneGenerator", "eg3d")
     assert network.options == OPTIONS
     assert network.state.keys() == state.keys()
@@ -127,7 +133,47 @@ def test_a_network_is_read_and_converted(small, persistence, tmp_path: Path) -> 
     loaded = load_generator(tmp_path / "out.safetensors")
     rendering = loaded.config.rendering
     assert (rendering.near, rendering.coarse, rendering.box, rendering.axes) == (2.0, 24, 1.2, "eg3d")
+    assert loaded.config.rays == 128
     assert all(torch.equal(value, small.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+def test_a_renderer_without_axes_has_the_published_ones(small, persistence, tmp_path: Path, caplog) -> None:
+    module = generator_module(eg3d_state(small), persistence, axes=None)
+    network = persistence("TriPlaneGenerator", module, rendering_kwargs=OPTIONS)
+    (tmp_path / "in.pkl").write_bytes(pickle.dumps({"G_ema": network}))
+    found = convert_pickle(tmp_path / "in.pkl", tmp_path / "out.safetensors")
+    assert found.axes == "eg3d" and "names no axes of planes" in found.note and found.note in caplog.text
+    config = load_generator(tmp_path / "out.safetensors").config
+    assert (config.rendering.axes, config.rays) == ("eg3d", 64)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("side", "superresolution"), [(128, "SuperresolutionHybrid2X"), (256, "SuperresolutionHybrid4X")]
+)
+def test_a_super_resolution_that_doubles_once(side: int, superresolution: str, persistence, tmp_path: Path) -> None:
+    """As EG3D's generator of cars has it."""
+    torch.manual_seed(0)
+    synthesis = SynthesisConfig(outputs=12, size=8, style=16, base=64, most=8)
+    config = GeneratorConfig(
+        16, 25, 2, synthesis, channels=4, hidden=8, image=side, image_channels=(5, 3), image_doublings=1
+    )
+    generator = TriplaneGenerator(config).eval()
+    module = generator_module(eg3d_state(generator), persistence)
+    module.superresolution.register_buffer("resample_filter", torch.ones(4, 4))
+    options = {"superresolution_module": f"training.superresolution.{superresolution}", "c_gen_conditioning_zero": True}
+    options = OPTIONS | {"white_back": True, "c_scale": 1.0} | options
+    network = persistence("TriPlaneGenerator", module, rendering_kwargs=options, neural_rendering_resolution=64)
+    (tmp_path / "in.pkl").write_bytes(pickle.dumps({"G_ema": network}))
+    convert_pickle(tmp_path / "in.pkl", tmp_path / "out.safetensors")
+    loaded = load_generator(tmp_path / "out.safetensors")
+    assert loaded.config.rendering.white_back and loaded.config.image_doublings == 1
+    latent, camera = torch.randn(1, 16), torch.randn(1, 25)
+    assert torch.equal(loaded.styles(latent, camera), loaded.styles(latent, -camera))  # the camera had no part in it
+    assert torch.equal(loaded.styles(latent, camera), generator.styles(latent, 0 * camera))
+    features, styles = torch.randn(1, 4, 64, 64), torch.randn(1, 4, 16)
+    assert loaded.image(features, styles).shape == (1, 3, side, side)
+    assert torch.equal(loaded.image(features, styles), generator.image(features, styles))
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4])
@@ -175,23 +221,29 @@ HALVES = [[[x / 2 for x in row] for row in matrix] for matrix in EG3D_AXES]
 
 
 @pytest.mark.parametrize(
-    ("options", "axes", "message"),
+    ("options", "parts", "message"),
     [
-        ({}, EG3D_AXES, "must have rendering options, got none"),
-        (OPTIONS, IDENTITIES, "must have planes on the axes of one of xy_xz_yz, .*, got others or none"),
-        (OPTIONS, HALVES, "got others or none"),
-        (OPTIONS, None, "got others or none"),
-        (OPTIONS | {"ray_start": float("nan")}, EG3D_AXES, "near must be a finite number, got nan"),
-        (OPTIONS | {"ray_end": "far"}, EG3D_AXES, "far must be a finite number, got 'far'"),
-        (OPTIONS | {"ray_start": 3.5}, EG3D_AXES, "near must be below far, got 3.5 and 3"),
-        (OPTIONS | {"depth_resolution": "x"}, EG3D_AXES, "coarse must be an integer from 1 on, got 'x'"),
-        (OPTIONS | {"depth_resolution": 0}, EG3D_AXES, "coarse must be an integer from 1 on, got 0"),
-        (OPTIONS | {"depth_resolution_importance": 2.5}, EG3D_AXES, "fine must be an integer from 0 on, got 2.5"),
-        (OPTIONS | {"box_warp": 0.0}, EG3D_AXES, "box must be positive, got 0.0"),
+        ({}, {}, "must have rendering options, got none"),
+        (OPTIONS, {"axes": IDENTITIES}, "must have planes on the axes of one of xy_xz_yz, .*, got others or none"),
+        (OPTIONS, {"axes": HALVES}, "got others or none"),
+        (OPTIONS, {"axes": None, "renderer": "OtherRenderer"}, "got others or none"),
+        (OPTIONS | {"superresolution_module": "a.SuperresolutionHybrid2X"}, {}, "EG3D's to 32x32, got .*Hybrid2X"),
+        (OPTIONS | {"superresolution_module": "a.Other"}, {}, "superresolution_module must be EG3D's .*, got Other"),
+        (OPTIONS | {"c_scale": "x"}, {}, "condition_scale must be a finite number, got 'x'"),
+        (OPTIONS, {"rays": "x"}, "rays must be an integer from 1 on, got 'x'"),
+        (OPTIONS | {"ray_start": float("nan")}, {}, "near must be a finite number, got nan"),
+        (OPTIONS | {"ray_end": "far"}, {}, "far must be a finite number, got 'far'"),
+        (OPTIONS | {"ray_start": 3.5}, {}, "near must be below far, got 3.5 and 3"),
+        (OPTIONS | {"depth_resolution": "x"}, {}, "coarse must be an integer from 1 on, got 'x'"),
+        (OPTIONS | {"depth_resolution": 0}, {}, "coarse must be an integer from 1 on, got 0"),
+        (OPTIONS | {"depth_resolution_importance": 2.5}, {}, "fine must be an integer from 0 on, got 2.5"),
+        (OPTIONS | {"box_warp": 0.0}, {}, "box must be positive, got 0.0"),
     ],
 )
-def test_rendering_that_makes_no_sense(small, persistence, tmp_path: Path, options, axes, message) -> None:
-    network = persistence("Generator", generator_module(eg3d_state(small), persistence, axes), rendering_kwargs=options)
+def test_rendering_that_makes_no_sense(small, persistence, tmp_path: Path, options, parts, message) -> None:
+    module = generator_module(eg3d_state(small), persistence, **{k: v for k, v in parts.items() if k != "rays"})
+    rays = parts.get("rays", 64)
+    network = persistence("Generator", module, rendering_kwargs=options, neural_rendering_resolution=rays)
     (tmp_path / "in.pkl").write_bytes(pickle.dumps({"G_ema": network}))
     with pytest.raises(ValueError, match=f"network G_ema of .*in.pkl.*{message}"):
         convert_pickle(tmp_path / "in.pkl", tmp_path / "out.safetensors")

@@ -10,10 +10,27 @@ from torch import Tensor
 
 from benchmarks import plain_pir as plain
 from fastface import load_checkpoint
-from fastface.engine import WinogradConv2d, optimize
-from fastface.models.pir import SuperResolution, SynthesisConfig, SynthesisNetwork, TriplaneGenerator, camera_rays
-from fastface.models.pir.synthesis import MappingNetwork, ModulatedConv2d, ToRGB, upsample
+from fastface.engine import WinogradConv2d, optimize, reduce_convs
+from fastface.models.pir import (
+    GeneratorConfig,
+    SuperResolution,
+    SynthesisConfig,
+    SynthesisNetwork,
+    TriplaneGenerator,
+    camera_rays,
+    diagonal_fov,
+    orbit,
+)
+from fastface.models.pir.synthesis import (
+    MappingNetwork,
+    ModulatedConv2d,
+    ToRGB,
+    _finish,
+    _finish_fused,
+    upsample,
+)
 from tests import goldens
+from tests.engine.helpers import worst
 
 NAME = "eg3d.ffhq512"
 
@@ -138,6 +155,24 @@ def test_gradients_are_those_of_the_plain_network() -> None:
     assert all(torch.allclose(one, other, rtol=1e-5, atol=1e-8) for one, other in zip(*found, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@torch.inference_mode()
+def test_convolutions_in_16_bits(dtype: torch.dtype) -> None:
+    """Of the backbone and the super-resolution, whatever part of them is called."""
+    torch.manual_seed(0)
+    synthesis = SynthesisConfig(outputs=12, size=16, style=16, base=512, most=32)
+    config = GeneratorConfig(9, 0, 2, synthesis, channels=4, hidden=8, image=64, image_channels=(16, 8))
+    generator = TriplaneGenerator(config).eval()
+    given = torch.randn(2, 9), orbit(torch.tensor([10.0, -5.0])), diagonal_fov().expand(2, 3, 3)
+    expected, planes = generator(*given, size=11), generator.planes(generator.styles(given[0]))
+    for module in (generator, optimize(generator)):
+        reduced = reduce_convs(module, dtype)
+        found = reduced(*given, size=11)
+        assert found.dtype == torch.float32 and 0 < worst(expected, found) < 16 * torch.finfo(dtype).eps
+        found = reduced.planes(reduced.styles(given[0]))
+        assert found.dtype == dtype and 0 < worst(planes, found.float()) < 8 * torch.finfo(dtype).eps
+
+
 def test_a_batch_is_its_images() -> None:
     network = small()
     styles = torch.randn(3, 16)
@@ -153,6 +188,21 @@ def test_a_batch_is_its_images() -> None:
 def test_upsampling_is_the_filter(channels: int, height: int, width: int) -> None:
     x = torch.randn(2, channels, height, width)
     assert torch.allclose(upsample(x), plain.upsample(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("noise", [None, (9, 7), (3, 1, 9, 7)], ids=str)
+@torch.inference_mode()
+def test_one_launch_is_the_three_passes(noise: tuple[int, ...] | None, dtype: torch.dtype) -> None:
+    y = torch.randn(3, 20, 9, 7).to(dtype, memory_format=torch.channels_last)
+    scale, bias = torch.rand(3, 20) + 0.01, torch.randn(20)
+    added = None if noise is None else torch.randn(noise).to(dtype)
+    fused = _finish_fused(y, scale, bias, added)
+    wide = None if added is None else added.double()
+    expected = _finish(y.double(), scale.double(), bias.double(), wide)
+    assert fused.dtype == dtype and fused.is_contiguous(memory_format=torch.channels_last)
+    rounding = {} if dtype == torch.float32 else {"rtol": 2**-8, "atol": 2**-8}  # of the output, once
+    torch.testing.assert_close(fused.double(), expected, **(rounding or {"rtol": 1e-5, "atol": 1e-5}))
 
 
 def test_noise() -> None:
@@ -172,16 +222,22 @@ def test_clamped_images_are_added_behind_the_clamp() -> None:
     assert (to_rgb(x, style, image) - image).abs().max() <= 0.1 + 1e-6
 
 
-def test_other_sizes_of_super_resolution() -> None:
-    network = SuperResolution(5, (8, 4), style=16, size=64).eval()
-    with torch.inference_mode():
-        assert network(torch.randn(2, 5, 11, 13), torch.randn(2, 16)).shape == (2, 3, 64, 64)
+@pytest.mark.parametrize("doublings", [1, 2])
+@torch.inference_mode()
+def test_other_sizes_of_super_resolution(doublings: int) -> None:
+    network = SuperResolution(5, (8, 4), style=16, size=64, doublings=doublings).eval()
+    features, style = torch.randn(2, 5, 11, 13), torch.randn(2, 16)
+    image = network(features, style)
+    assert image.shape == (2, 3, 64, 64)
+    assert torch.allclose(image, plain.super_resolution(network, features, style), atol=1e-4)
 
 
 def test_errors() -> None:
     for build, message in (
         (lambda: SynthesisConfig(size=96), "power of 2"),
         (lambda: SuperResolution(2), "at least 3"),
+        (lambda: SuperResolution(doublings=3), "doublings must be 1 or 2, got 3"),
+        (lambda: GeneratorConfig(rays=0), "rays must be an integer from 1 on, got 0"),
         (lambda: small()(torch.randn(1, 3, 16)), r"\[B, 6, 16\]"),
         (lambda: MappingNetwork(4)(torch.randn(2, 5)), r"latent must be \[B, 4\]"),
         (lambda: MappingNetwork(4)(torch.randn(2, 4), torch.randn(2, 3)), "condition must be None"),

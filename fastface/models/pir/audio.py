@@ -70,11 +70,18 @@ def slopes(heads: int) -> Tensor:
     return torch.tensor([2**-exponent for exponent in exponents])
 
 
-class _Linear(nn.Linear):
-    """Computes in the dtype of its weights, returns that of its input."""
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """In the dtype of the weights, returned in that of the input."""
+    narrow = x.to(weight.dtype)
+    if narrow.dtype == torch.bfloat16 and bias is not None and x.numel() == weight.shape[1]:
+        # For one row PyTorch's product with a vector gains by bfloat16, its matrix product does not.
+        return torch.addmv(bias, weight, narrow.flatten()).view(*x.shape[:-1], -1).to(x.dtype)
+    return F.linear(narrow, weight, bias).to(x.dtype)
 
+
+class _Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+        return _linear(x, self.weight, self.bias)
 
 
 class _Memory:
@@ -119,10 +126,8 @@ class _Block(nn.Module):
         weight, bias = self.alignment.weight, self.alignment.bias
         d = memory.shape[-1]
         if memory.shape[2] == 1:
-            value = F.linear(memory[:, :, 0].to(weight.dtype), weight[2 * d :], bias[2 * d :])
-            return self.alignment_out(value.to(memory.dtype))
-        both = F.linear(memory.to(weight.dtype), weight[d:], bias[d:]).to(memory.dtype)
-        return both.unflatten(-1, (2, self.heads, -1)).permute(0, 1, 3, 4, 2, 5)
+            return self.alignment_out(_linear(memory[:, :, 0], weight[2 * d :], bias[2 * d :]))
+        return _linear(memory, weight[d:], bias[d:]).unflatten(-1, (2, self.heads, -1)).permute(0, 1, 3, 4, 2, 5)
 
     def forward(self, x: Tensor, memory: _Memory, bias: Tensor, aligned: Tensor) -> Tensor:
         """One frame ``[B, d]``.
@@ -142,8 +147,7 @@ class _Block(nn.Module):
         if aligned.dim() == 2:
             return aligned
         d = x.shape[1]
-        query = F.linear(x.to(self.alignment.weight.dtype), self.alignment.weight[:d], self.alignment.bias[:d])
-        query = query.to(x.dtype).unflatten(1, (self.heads, 1, -1))
+        query = _linear(x, self.alignment.weight[:d], self.alignment.bias[:d]).unflatten(1, (self.heads, 1, -1))
         return self.alignment_out(_attend(query, *aligned.unbind(1)))
 
 

@@ -9,6 +9,7 @@ Source: PIR (CVPR 2023), supplement, section 2; EG3D (arXiv 2112.07945), section
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -35,6 +36,9 @@ class GeneratorConfig:
         channels, hidden: of a plane and of the decoder; as many features are rendered as a plane has channels.
         image: side of the super-resolution's image; 0 is none.
         image_channels: of its two blocks.
+        image_doublings: how many of these double the map.
+        rays: side of the map that is rendered where none is asked for.
+        condition_scale: what conditions are multiplied by; 0 for a generator that was trained without regard to them.
         rendering: how rays are sampled.
     """
 
@@ -46,6 +50,9 @@ class GeneratorConfig:
     hidden: int = 64
     image: int = 512
     image_channels: tuple[int, int] = (256, 128)
+    image_doublings: int = 2
+    rays: int = 64
+    condition_scale: float = 1.0
     rendering: Rendering = field(default_factory=Rendering)
 
     def __post_init__(self) -> None:
@@ -53,6 +60,10 @@ class GeneratorConfig:
             raise ValueError(
                 f"synthesis must have three planes of {self.channels} channels, got {self.synthesis.outputs} outputs"
             )
+        if not isinstance(self.rays, int) or self.rays < 1:
+            raise ValueError(f"rays must be an integer from 1 on, got {self.rays!r}")
+        if not isinstance(self.condition_scale, (int, float)) or not math.isfinite(self.condition_scale):
+            raise ValueError(f"condition_scale must be a finite number, got {self.condition_scale!r}")
 
     @classmethod
     def eg3d(cls) -> GeneratorConfig:
@@ -85,7 +96,11 @@ class TriplaneGenerator(nn.Module):
         self.synthesis = SynthesisNetwork(config.synthesis)
         self.decoder = PlaneNetwork(config.channels, config.hidden, config.channels)
         self.superresolution = (
-            SuperResolution(config.channels, config.image_channels, style, config.image) if config.image else None
+            SuperResolution(
+                config.channels, config.image_channels, style, config.image, doublings=config.image_doublings
+            )
+            if config.image
+            else None
         )
 
     def styles(
@@ -105,6 +120,8 @@ class TriplaneGenerator(nn.Module):
             cutoff: of how many styles, by default of all.
         """
         count = self.synthesis.styles
+        if condition is not None:
+            condition = condition * self.config.condition_scale
         styles = self.mapping(latent, condition)[:, None].expand(-1, count, -1)
         if truncation == 1:
             return styles
@@ -121,7 +138,7 @@ class TriplaneGenerator(nn.Module):
         planes: Tensor,
         cam2world: Tensor,
         intrinsics: Tensor,
-        size: int | tuple[int, int] = 64,
+        size: int | tuple[int, int] | None = None,
         *,
         rendering: Rendering | None = None,
         jitter: Tensor | None = None,
@@ -132,10 +149,12 @@ class TriplaneGenerator(nn.Module):
         Args:
             planes: of `planes`.
             cam2world, intrinsics: ``[B, 4, 4]`` and ``[B, 3, 3]`` (`cameras.camera_rays`).
-            size: (h, w) of the map, or one number for both; any, whatever the size in training.
+            size: (h, w) of the map, or one number for both; any, whatever the size in training. By default that of the
+                configuration.
             rendering: other options than those of the configuration.
             jitter, u: numbers of `fastface.ops.render_planes`.
         """
+        size = self.config.rays if size is None else size
         height, width = (size, size) if isinstance(size, int) else size
         origins, directions = camera_rays(cam2world, intrinsics, (height, width))
         rendering = rendering or self.config.rendering
@@ -162,7 +181,7 @@ class TriplaneGenerator(nn.Module):
         cam2world: Tensor,
         intrinsics: Tensor,
         condition: Tensor | None = None,
-        size: int | tuple[int, int] = 64,
+        size: int | tuple[int, int] | None = None,
         *,
         truncation: float = 1.0,
     ) -> Tensor:

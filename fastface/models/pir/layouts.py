@@ -13,6 +13,7 @@ from fastface.models.pir.rendering import PlaneNetwork, Rendering
 from fastface.models.pir.synthesis import SynthesisConfig
 
 _SYNTHESIS = r"backbone\.synthesis\.b"
+_HALVES = (128, 256)  # sides of EG3D's images whose super-resolution has one block that doubles; of others both do
 _BLOCK_LAYERS = {"conv0": "layer0", "conv1": "layer1"}
 
 
@@ -53,10 +54,9 @@ def _generator(state: Mapping[str, Tensor]) -> TriplaneGenerator:
     condition = shape_of(state, "mapping.embed.weight", 2)[1] if "mapping.embed.weight" in state else 0
     hidden, channels = shape_of(state, "decoder.net.0.weight", 2)
     fine = "superresolution.blocks.{}.layer1.modulated.conv.weight"
-    image = 0
+    image = _image(state)
     image_channels = (256, 128)
-    if fine.format(1) in state:
-        image = shape_of(state, "superresolution.blocks.1.layer1.noise", 2)[0]
+    if image:
         image_channels = (shape_of(state, fine.format(0), 4)[0], shape_of(state, fine.format(1), 4)[0])
     return TriplaneGenerator(
         GeneratorConfig(
@@ -74,15 +74,28 @@ def _generator(state: Mapping[str, Tensor]) -> TriplaneGenerator:
             hidden=hidden,
             image=image,
             image_channels=image_channels,
+            image_doublings=_doublings(image),
             rendering=Rendering.eg3d(),
         )
     )
 
 
+def _image(state: Mapping[str, Tensor]) -> int:
+    """Side of the image; 0 for none."""
+    last = "superresolution.blocks.1.layer1."
+    return shape_of(state, f"{last}noise", 2)[0] if f"{last}modulated.conv.weight" in state else 0
+
+
+def _doublings(image: int) -> int:
+    """Shapes do not tell; EG3D chooses by the image's side."""
+    return 1 if image in _HALVES else 2
+
+
 def _convert_generator(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    same_size = "superresolution.blocks.0.layer0.modulated.conv.weight" if _doublings(_image(state)) == 1 else ""
     converted = {}
     for name, tensor in state.items():
-        if name.endswith("layer0.modulated.conv.weight"):
+        if name.endswith("layer0.modulated.conv.weight") and name != same_size:
             tensor = tensor.transpose(0, 1)  # of a transposed convolution
         elif name.endswith("to_rgb.weight"):
             tensor = tensor.flatten(1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import math
 import pickletools
 import struct
@@ -25,14 +26,16 @@ from fastface._files import save_safetensors
 from fastface._unpickling import ArrayUnpickler, Function, Refused, Sealed, sizes
 from fastface.checkpoints import load_checkpoint
 from fastface.checkpoints.loading import build, find
-from fastface.models.pir.generator import TriplaneGenerator
-from fastface.models.pir.rendering import Rendering
+from fastface.models.pir.generator import GeneratorConfig, TriplaneGenerator
+from fastface.models.pir.rendering import ImportanceRenderer, Rendering
 from fastface.ops.triplane import AXES
 
 __all__ = ["PickledNetwork", "convert_pickle", "holds_networks", "load_generator", "read_pickle"]
 
 _LAYOUT = "eg3d.ffhq512"
-_RENDERING = "fastface.rendering"  # in the metadata of a .safetensors file
+_CONFIG = "fastface.eg3d"  # in the metadata of a .safetensors file: what shapes do not tell of a `GeneratorConfig`
+_DOUBLINGS = {f"SuperresolutionHybrid{kind}": int(kind[0] == "8") + 1 for kind in ("2X", "4X", "8X", "8XDC")}
+_log = logging.getLogger("fastface")
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,10 @@ class PickledNetwork:
         class_name: of the object that it was.
         state: what its ``state_dict()`` would have been.
         options: its rendering options; empty for a network that renders nothing.
-        axes: of its planes, a name of `fastface.ops.triplane.AXES`; None for a network without planes.
+        axes: of its planes, a name of `fastface.ops.triplane.AXES`; None for unknown ones and for a network without
+            planes.
+        rays: side of the map that it renders; None where it does not tell.
+        note: what had to be assumed; empty for nothing.
     """
 
     name: str
@@ -52,6 +58,8 @@ class PickledNetwork:
     state: dict[str, Tensor]
     options: dict[str, Any]
     axes: str | None
+    rays: Any
+    note: str
 
 
 class _Inert:
@@ -199,15 +207,30 @@ def read_pickle(path: str | Path) -> dict[str, PickledNetwork]:
 def _network(name: str, part: _Inert) -> PickledNetwork:
     attributes = _attributes(part)
     options = attributes.get("rendering_kwargs")
-    renderer = _children(part).get("renderer")
-    axes = None if renderer is None else _axes(_attributes(renderer).get("plane_axes"))
+    axes, note = _axes_of(_children(part).get("renderer"))
     return PickledNetwork(
         name,
-        str(attributes.get("__name__") or type(part).__name__),
+        _class_name(part),
         dict(_entries(part)),
         {key: value for key, value in options.items() if _plain(value)} if isinstance(options, Mapping) else {},
         axes,
+        attributes.get("neural_rendering_resolution"),
+        note,
     )
+
+
+def _class_name(part: _Inert) -> str:
+    return str(_attributes(part).get("__name__") or type(part).__name__)
+
+
+def _axes_of(renderer: _Inert | None) -> tuple[str | None, str]:
+    """A renderer's axes, and what had to be assumed. EG3D has published weights for one choice of axes alone."""
+    if renderer is None:
+        return None, ""
+    told = _attributes(renderer).get("plane_axes")
+    if told is None and _class_name(renderer) == ImportanceRenderer.__name__:
+        return "eg3d", "its renderer names no axes of planes: taken for those of EG3D's published weights"
+    return _axes(told), ""
 
 
 def _attributes(part: _Inert) -> Mapping[str, Any]:
@@ -255,10 +278,12 @@ def _plain(value: Any) -> bool:
 def convert_pickle(source: str | Path, target: str | Path, network: str = "G_ema") -> PickledNetwork:
     """Write one generator of a pickle as .safetensors, its names kept and its rendering options beside them.
 
+    What has to be assumed is logged as a warning: a renderer without axes has those of EG3D's published weights.
+
     Raises:
         ValueError: what `read_pickle` raises, a network that the file has not or that is no generator of EG3D,
-            rendering options that are missing or no such, planes on unknown axes, or a `target` that does not end in
-            .safetensors.
+            rendering options that are missing or no such, planes on unknown axes, another super-resolution, or a
+            `target` that does not end in .safetensors.
     """
     target = Path(target)
     if target.suffix != ".safetensors":
@@ -267,23 +292,41 @@ def convert_pickle(source: str | Path, target: str | Path, network: str = "G_ema
     if network not in networks:
         raise ValueError(f"{source} holds {', '.join(networks)}, not {network!r}")
     found, what = networks[network], f"network {network} of {source}"
-    build(find(_LAYOUT), found.state, what)
+    generator = build(find(_LAYOUT), found.state, what)
+    assert isinstance(generator, TriplaneGenerator)
     if not found.options:
         raise ValueError(f"{what} must have rendering options, got none")
     if found.axes is None:
         raise ValueError(f"{what} must have planes on the axes of one of {', '.join(AXES)}, got others or none")
     try:
-        rendering = Rendering.of_options(found.options, axes=found.axes)
+        told = _told(found, generator.config)
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from None
-    metadata = {"format": "pt", _RENDERING: json.dumps(asdict(rendering))}
+    if found.note:
+        _log.warning("%s: %s", what, found.note)
+    metadata = {"format": "pt", _CONFIG: json.dumps(told)}
     tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in found.state.items()}
     save_safetensors(tensors, target, metadata)
     return found
 
 
+def _told(network: PickledNetwork, config: GeneratorConfig) -> dict[str, Any]:
+    """What the pickle tells of the configuration, checked."""
+    options = network.options
+    kind = str(options.get("superresolution_module")).rpartition(".")[2]
+    if config.image and _DOUBLINGS.get(kind) != config.image_doublings:
+        raise ValueError(f"superresolution_module must be EG3D's to {config.image}x{config.image}, got {kind}")
+    told = {
+        "rendering": Rendering.of_options(options, axes=str(network.axes)),
+        "rays": config.rays if network.rays is None else network.rays,
+        "condition_scale": 0.0 if options.get("c_gen_conditioning_zero") else options.get("c_scale", 1.0),
+    }
+    asked = replace(config, **told)
+    return {name: asdict(asked)[name] for name in told}
+
+
 def load_generator(path: str | Path) -> TriplaneGenerator:
-    """EG3D's generator from a .safetensors file, with the rendering options that `convert_pickle` left in it.
+    """EG3D's generator from a .safetensors file, with the options of rendering that `convert_pickle` left in it.
 
     Raises:
         ValueError: what `fastface.load_checkpoint` raises.
@@ -294,7 +337,8 @@ def load_generator(path: str | Path) -> TriplaneGenerator:
         from safetensors import safe_open
 
         with safe_open(path, framework="pt") as file:
-            told = (file.metadata() or {}).get(_RENDERING)
+            told = json.loads((file.metadata() or {}).get(_CONFIG, "{}"))
         if told:
-            generator.config = replace(generator.config, rendering=Rendering(**json.loads(told)))
+            told["rendering"] = Rendering(**told["rendering"])
+            generator.config = replace(generator.config, **told)
     return generator

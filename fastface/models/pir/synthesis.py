@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastface import ops
+
 __all__ = [
     "FullyConnected",
     "MappingNetwork",
@@ -154,8 +156,8 @@ class _PreparedConv2d(nn.Module):
 
 
 def _convolve(conv: nn.Module, blur: Tensor | None, x: Tensor, style: Tensor) -> Tensor:
-    y = conv(x * style[:, :, None, None])
-    return y if blur is None else F.conv2d(y, blur, padding=1, groups=len(blur))
+    y = conv(x * style.to(x.dtype)[:, :, None, None])
+    return y if blur is None else F.conv2d(y, blur.to(y.dtype), padding=1, groups=len(blur))
 
 
 def _rescale(style: Tensor, energy: Tensor) -> Tensor:
@@ -192,15 +194,11 @@ class SynthesisLayer(nn.Module):
 
     def forward(self, x: Tensor, style: Tensor, noise: Noise = "const") -> Tensor:
         y, scale = self.modulated(x, self.affine(style))
+        added = None if noise == "none" else (self._noise(y, noise) * (self.noise_strength * _GAIN)).to(y.dtype)
         # The activation is homogeneous, so its gain goes into what comes before it.
-        scale = (scale * _GAIN).to(y.dtype)[:, :, None, None]
-        bias = (self.bias * _GAIN)[:, None, None]
-        free = None if torch.is_grad_enabled() else y  # autograd wants what goes in
-        y = torch.addcmul(bias, y, scale, out=free)
-        if noise != "none":
-            y += self._noise(y, noise) * (self.noise_strength * _GAIN)
-        y = F.leaky_relu_(y, _SLOPE)
-        return y if self.clamp is None else torch.clamp(y, -self.clamp, self.clamp, out=free)
+        finish = _finish_fused if y.is_cuda and not torch.is_grad_enabled() else _finish
+        y = finish(y, scale * _GAIN, self.bias * _GAIN, added)
+        return y if self.clamp is None else torch.clamp(y, -self.clamp, self.clamp, out=_free(y))
 
     def _noise(self, y: Tensor, noise: Noise) -> Tensor:
         if noise == "random":
@@ -210,6 +208,25 @@ class SynthesisLayer(nn.Module):
         if self.noise.shape != y.shape[2:]:
             raise ValueError(f"constant noise is {list(self.noise.shape)}, not {list(y.shape[2:])}: pass noise='none'")
         return self.noise
+
+
+def _finish(y: Tensor, scale: Tensor, bias: Tensor, noise: Tensor | None) -> Tensor:
+    """``lrelu(y scale + bias + noise)`` in the memory of `y`: going over it three times takes less than a new map."""
+    y = torch.addcmul(bias.to(y.dtype)[:, None, None], y, scale.to(y.dtype)[:, :, None, None], out=_free(y))
+    if noise is not None:
+        y += noise
+    return F.leaky_relu_(y, _SLOPE)
+
+
+def _finish_fused(y: Tensor, scale: Tensor, bias: Tensor, noise: Tensor | None) -> Tensor:
+    """The same in one launch, as a normalisation by known statistics: ``y scale + bias = (y + bias / scale) scale``."""
+    shift = None if noise is None else noise.expand_as(y)
+    return ops.modulated_norm(y, None, shift, stats=(-bias / scale, scale), activation="leaky_relu", slope=_SLOPE)
+
+
+def _free(y: Tensor) -> Tensor | None:
+    """`y` to be written to, where autograd does not want it."""
+    return None if torch.is_grad_enabled() else y
 
 
 class ToRGB(nn.Module):
@@ -226,13 +243,14 @@ class ToRGB(nn.Module):
         self.clamp, self.gain = clamp, 1 / math.sqrt(inputs)
 
     def forward(self, x: Tensor, style: Tensor, image: Tensor | None = None) -> Tensor:
-        weight = self.weight * (self.affine(style) * self.gain)[:, None]  # [B, outputs, inputs]
+        weight = (self.weight * (self.affine(style) * self.gain)[:, None]).to(x.dtype)  # [B, outputs, inputs]
+        bias = self.bias.to(x.dtype)
         batch, channels, height, width = x.shape
         pixels = x.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
         if image is None or self.clamp is not None:
-            y = torch.baddbmm(self.bias, pixels, weight.mT)
+            y = torch.baddbmm(bias, pixels, weight.mT)
         else:
-            below = (image + self.bias[:, None, None]).permute(0, 2, 3, 1).reshape(batch, height * width, -1)
+            below = (image + bias[:, None, None]).permute(0, 2, 3, 1).reshape(batch, height * width, -1)
             y = below.baddbmm_(pixels, weight.mT)
         y = y.unflatten(1, (height, width)).permute(0, 3, 1, 2)
         if self.clamp is None:
@@ -248,14 +266,24 @@ class SynthesisBlock(nn.Module):
         inputs: channels of the map before; 0 starts from a constant.
         image: channels of the image.
         size: of what comes out.
+        up: False leaves both at their size.
     """
 
     def __init__(
-        self, inputs: int, outputs: int, image: int, style: int, size: int, *, clamp: float | None = None
+        self,
+        inputs: int,
+        outputs: int,
+        image: int,
+        style: int,
+        size: int,
+        *,
+        up: bool = True,
+        clamp: float | None = None,
     ) -> None:
         super().__init__()
+        self.up = up
         self.const = None if inputs else nn.Parameter(torch.randn(outputs, size, size))
-        self.layer0 = SynthesisLayer(inputs, outputs, style, size, up=True, clamp=clamp) if inputs else None
+        self.layer0 = SynthesisLayer(inputs, outputs, style, size, up=up, clamp=clamp) if inputs else None
         self.layer1 = SynthesisLayer(outputs, outputs, style, size, clamp=clamp)
         self.to_rgb = ToRGB(outputs, image, style, clamp=clamp)
 
@@ -270,7 +298,9 @@ class SynthesisBlock(nn.Module):
             assert x is not None
             x = self.layer0(x, styles[:, 0], noise)
         x = self.layer1(x, styles[:, -2], noise)
-        return x, self.to_rgb(x, styles[:, -1], None if image is None else upsample(image))
+        if image is not None and self.up:
+            image = upsample(image)
+        return x, self.to_rgb(x, styles[:, -1], image)
 
 
 @dataclass(frozen=True)
@@ -345,7 +375,9 @@ class SuperResolution(nn.Module):
     Args:
         features: channels of the map, of which the first three are the image.
         channels: of the two blocks.
-        size: of the result; the map is resized to a quarter of it, with antialiasing.
+        size: of the result.
+        doublings: 2, or 1 where the first block keeps the size, as in EG3D's generators of 128x128 and 256x256; the map
+            is resized to what they start from, with antialiasing.
     """
 
     def __init__(
@@ -355,14 +387,17 @@ class SuperResolution(nn.Module):
         style: int = 512,
         size: int = 512,
         clamp: float | None = 256.0,
+        doublings: int = 2,
     ) -> None:
         super().__init__()
         if features < 3 or size % 4:
             raise ValueError(f"features must be at least 3 and size a multiple of 4, got {features} and {size}")
-        self.size = size
+        if doublings not in (1, 2):
+            raise ValueError(f"doublings must be 1 or 2, got {doublings}")
+        self.start = size // 2**doublings
         self.blocks = nn.ModuleList(
             [
-                SynthesisBlock(features, channels[0], 3, style, size // 2, clamp=clamp),
+                SynthesisBlock(features, channels[0], 3, style, size // 2, up=doublings == 2, clamp=clamp),
                 SynthesisBlock(channels[0], channels[1], 3, style, size, clamp=clamp),
             ]
         )
@@ -381,7 +416,8 @@ class SuperResolution(nn.Module):
         return image
 
     def _resize(self, x: Tensor) -> Tensor:
-        side = self.size // 4
+        side = self.start
         if x.shape[2:] != (side, side):
-            x = F.interpolate(x, (side, side), mode="bilinear", antialias=True)
+            wide = x.to(torch.promote_types(x.dtype, torch.float32))  # CPUs have no antialiasing in 16 bits
+            x = F.interpolate(wide, (side, side), mode="bilinear", antialias=True).to(x.dtype)
         return x.contiguous(memory_format=torch.channels_last)
