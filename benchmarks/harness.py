@@ -41,8 +41,8 @@ class Case:
 
     `contenders` maps a provider (eager, compile, or a backend) to the call; `checks` judges a contender before it is
     timed. `bytes` and `flops` are the model's: every input read once, every output written once. `make` is called under
-    `threads` threads. `kernels` has the launches of a call counted on a GPU. `rounds` is the least number of turns, fewer
-    where a call takes half a minute.
+    `threads` threads. `kernels` has the launches of a call counted on a GPU. `rounds` is the least
+    number of turns, fewer where a call takes half a minute.
     """
 
     op: str

@@ -316,13 +316,13 @@ def _told(network: PickledNetwork, config: GeneratorConfig) -> dict[str, Any]:
     kind = str(options.get("superresolution_module")).rpartition(".")[2]
     if config.image and _DOUBLINGS.get(kind) != config.image_doublings:
         raise ValueError(f"superresolution_module must be EG3D's to {config.image}x{config.image}, got {kind}")
-    told = {
+    told: dict[str, Any] = {
         "rendering": Rendering.of_options(options, axes=str(network.axes)),
         "rays": config.rays if network.rays is None else network.rays,
         "condition_scale": 0.0 if options.get("c_gen_conditioning_zero") else options.get("c_scale", 1.0),
     }
-    asked = replace(config, **told)
-    return {name: asdict(asked)[name] for name in told}
+    asked = asdict(replace(config, **told))
+    return {name: asked[name] for name in told}
 
 
 def load_generator(path: str | Path) -> TriplaneGenerator:
