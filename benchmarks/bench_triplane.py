@@ -20,7 +20,7 @@ OPS = ("render_planes", "sample_planes")
 def cases(device: str, quick: bool, compiled: bool) -> Iterator[Case]:
     """Cases for a device, `cpu` or `cuda`: a frame of 64x64 rays first, then more rays, more and fewer samples (time
     should follow their number), the other dtypes, planes as a generator leaves them, points alone, batch and (on a CPU)
-    threads.
+    threads or (on a GPU) planes with a depth, and more channels and colours than its kernels take at once.
     """
     main, other = (torch.float32, torch.float16) if device == "cpu" else (torch.float16, torch.float32)
     make = partial(_case, device=device, compiled=compiled, dtype=main)
@@ -37,6 +37,9 @@ def cases(device: str, quick: bool, compiled: bool) -> Iterator[Case]:
     yield make("render_planes", "eg3d_64", batch=2 if device == "cpu" else 8)
     if device == "cpu":
         yield make("render_planes", "eg3d_64", threads=1)
+    else:
+        yield make("render_planes", "trigrid_64")
+        yield make("render_planes", "wide_64")
 
 
 def _case(
@@ -71,7 +74,7 @@ def _case(
 
 def bytes_moved(op: str, shape: TriplaneShape, dtype: torch.dtype) -> int:
     """Planes, points or rays, and decoder read once, outputs written once."""
-    planes = shape.batch * 3 * shape.channels * shape.height * shape.width * dtype.itemsize
+    planes = shape.batch * 3 * shape.channels * max(1, shape.depth) * shape.height * shape.width * dtype.itemsize
     points = shape.batch * shape.rays
     if op == "sample_planes":
         return planes + points * (3 * 4 + shape.channels * dtype.itemsize)
@@ -80,8 +83,8 @@ def bytes_moved(op: str, shape: TriplaneShape, dtype: torch.dtype) -> int:
 
 
 def flops(op: str, shape: TriplaneShape) -> int:
-    """Four corners of three planes, and the decoder's two layers; functions and compositing are not counted."""
-    gather = 2 * 4 * 3 * shape.channels
+    """The corners of three planes, and the decoder's two layers; functions and compositing are not counted."""
+    gather = 2 * (8 if shape.depth else 4) * 3 * shape.channels
     points = shape.batch * shape.rays
     if op == "sample_planes":
         return points * gather

@@ -268,9 +268,7 @@ struct Ray {
   int32_t* order;           // [S + I], nearest first
   int64_t block_stride, hidden_stride;
 
-  static int64_t width(const Params& p) {
-    return most(round_up(p.channels, 2 * kLanes), Layer::padded(p.outputs - 1));
-  }
+  static int64_t width(const Params& p) { return most(round_up(p.channels, 2 * kLanes), Layer::padded(p.outputs - 1)); }
 
   static int64_t floats(const Params& p) {
     const int64_t count = round_up(p.coarse + p.fine, kLanes) + kLanes;

@@ -57,24 +57,22 @@ Plan plan_on(const Params& params, int device) {
 std::string cuda_refuse(const std::string& name, const Params& params, int device) {
   using namespace cuda;
   const Op op = op_named(name);
-  if (params.trigrid) return "planes with a depth, it takes planes without";
   if (params.batch > kGridLimit) {
     return "a batch of " + std::to_string(params.batch) + ", it takes at most " + std::to_string(kGridLimit);
   }
   // Planes whose channels are not next to each other are copied, so only the size counts.
-  if (params.height * params.width * params.channels >= kOffsetLimit ||
-      (params.height - 1) * params.planes.stride[4] + (params.width - 1) * params.planes.stride[5] >= kOffsetLimit) {
+  const int64_t* stride = params.planes.stride;
+  if (params.depth * params.height * params.width * params.channels >= kOffsetLimit ||
+      (params.depth - 1) * stride[3] + (params.height - 1) * stride[4] + (params.width - 1) * stride[5] >=
+          kOffsetLimit) {
     return "a plane that spans 2^31 elements or more";
   }
   const std::string reason = refuse_device(device);
   if (!reason.empty() || op == Op::kSamplePlanes) return reason;
-  if (params.channels > kChannels || params.outputs - 1 > kColours) {
-    return std::to_string(params.channels) + " channels and " + std::to_string(params.outputs - 1) +
-           " colours, it takes at most " + std::to_string(kChannels) + " and " + std::to_string(kColours);
-  }
   if (plan_on(params, device).warps == 0) {
-    return std::to_string(params.coarse + params.fine) + " samples of a ray and " + std::to_string(params.hidden) +
-           " hidden units, which do not fit the shared memory of a block";
+    return std::to_string(params.coarse + params.fine) + " samples of a ray, " + std::to_string(params.hidden) +
+           " hidden units and " + std::to_string(params.outputs - 1) +
+           " colours, which do not fit the shared memory of a block";
   }
   return "";
 }

@@ -66,6 +66,8 @@ def sample_planes(
         sample = F.grid_sample(plane, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         samples.append(sample.reshape(batch, channels, -1))
     stacked = torch.stack(samples, 1).transpose(2, 3)
+    if planes.dim() == 6:  # in three dimensions grid_sample takes NaN for a point outside
+        stacked = stacked + (scaled - scaled).sum(2)[:, None, :, None]
     if reduce is not None:
         stacked = stacked.sum(1) if reduce == "sum" else stacked.mean(1)
     return stacked.to(planes.dtype)

@@ -8,6 +8,7 @@ and quotients are off by random amounts up to their bounds, and its matrix produ
 from __future__ import annotations
 
 import ctypes
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,16 @@ from fastface.ops import _native, _verify, triplane
 from fastface.ops._verify import inputs
 from fastface.ops._verify.triplane import TriplaneShape
 from tests.kernels.cuda_host import compiled_kernels, library, view, view_type
-from tests.kernels.test_triplane import DTYPES, LAYOUTS, OPS, SMALL, edges, with_limits, without_density
+from tests.kernels.test_triplane import DTYPES, LAYOUTS, OPS, SMALL, edges, tensors, with_limits, without_density
 
 BYTES = 227 << 10  # of shared memory, an H200's
+ROOMS = ("colours", "decoder", "hidden")  # what shared memory holds, `Room` of triplane_cuda.cuh
+SHAPES = {
+    "small": SMALL,
+    "trigrid": TriplaneShape(2, 5, 7, 9, 19, 8, 9, 12, 3, depth=3),
+    "wide": TriplaneShape(2, 40, 7, 9, 5, 6, 5, 11, 35),
+    "wide trigrid": TriplaneShape(1, 97, 5, 4, 5, 5, 13, 9, 96, depth=2),
+}
 
 
 class Params(ctypes.Structure):
@@ -54,15 +62,19 @@ class OnHost:
     def __call__(self, case: _verify.Inputs, shared: int = BYTES, processors: int = 4) -> Any:
         call, _planes, params = self._call(case)
         op, size = OPS.index(case.op), ctypes.c_int64(shared)
+        for out in (call.features, call.depth, call.opacity):
+            if out is not None:
+                out.fill_(float("nan"))
         finished = self.compiled.triplane_on_host(op, ctypes.byref(params), size, processors)
         assert finished, "a thread waits for others that never come"
         return call.features if case.op == "sample_planes" else (call.features, call.depth, call.opacity)
 
-    def cut(self, case: _verify.Inputs, shared: int = BYTES, processors: int = 132) -> dict[str, int]:
-        found = (ctypes.c_int * 3)()
+    def cut(self, case: _verify.Inputs, shared: int = BYTES, processors: int = 132) -> dict[str, Any]:
+        found = (ctypes.c_int * 4)()
         params = ctypes.byref(self._call(case)[2])
         self.compiled.triplane_plan_on_host(params, ctypes.c_int64(shared), processors, found)
-        return dict(zip(("warps", "blocks", "whole"), found, strict=True))
+        *numbers, room = found
+        return {**dict(zip(("warps", "blocks", "whole"), numbers, strict=True)), "room": ROOMS[room]}
 
     @staticmethod
     def _call(case: _verify.Inputs) -> tuple[triplane.TriplaneCall, Any, Params]:
@@ -89,47 +101,79 @@ def check(case: _verify.Inputs, result: Any, *peers: _verify.Inputs) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("op", OPS)
 def test_matches_the_reference(op: str, dtype: torch.dtype, layout: str, on_host: OnHost) -> None:
-    for axes, reduce in zip(AXES, ("sum", "mean", None), strict=True):
-        cases = [inputs(op, SMALL, dtype=dtype, layout=layout, axes=axes, reduce=reduce, seed=i) for i in range(3)]
-        check(cases[0], on_host(cases[0]), *cases)
+    options = {"dtype": dtype, "layout": layout}
+    for shape in SHAPES.values():
+        for axes, reduce in zip(AXES, ("sum", "mean", None), strict=True):
+            cases = [inputs(op, shape, axes=axes, reduce=reduce, seed=i, **options) for i in range(3)]
+            check(cases[0], on_host(cases[0]), *cases)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_published_sizes(dtype: torch.dtype, on_host: OnHost) -> None:
-    """Packs of 16 bytes, as many samples, units and colours; few rays."""
-    shape = TriplaneShape(1, 32, 256, 256, 5)
-    cases = [inputs("render_planes", shape, dtype=dtype, seed=seed) for seed in range(3)]
-    assert on_host.cut(cases[0])["whole"]
-    check(cases[0], on_host(cases[0]), *cases)
-    points = inputs("sample_planes", TriplaneShape(1, 32, 256, 256, 67), dtype=dtype)
-    check(points, on_host(points))
+    """Packs of 16 bytes, as many samples, units and colours; few rays. With a depth, and wider, too."""
+    shapes = {
+        "colours": [TriplaneShape(1, 32, 256, 256, 5), TriplaneShape(1, 32, 64, 64, 5, depth=3)],
+        "decoder": [TriplaneShape(1, 96, 32, 32, 5, outputs=48), TriplaneShape(1, 48, 32, 32, 5, depth=3)],
+        "hidden": [TriplaneShape(1, 128, 16, 16, 4, hidden=128, outputs=128)],
+    }
+    for room, shape in ((room, shape) for room, fitting in shapes.items() for shape in fitting):
+        cases = [inputs("render_planes", shape, dtype=dtype, seed=seed) for seed in range(3)]
+        cut = on_host.cut(cases[0])
+        assert cut["whole"] and cut["room"] == room
+        check(cases[0], on_host(cases[0]), *cases)
+        points = inputs("sample_planes", replace(shape, rays=67), dtype=dtype)
+        check(points, on_host(points))
+
+
+def test_packs_are_read_where_all_strides_are_aligned(on_host: OnHost) -> None:
+    """The levels of the other trigrid are one number further apart."""
+    case = inputs("sample_planes", TriplaneShape(1, 8, 4, 5, 9, depth=3), dtype=torch.float16)
+    (planes, points), options = case.arguments
+    padded = torch.nn.functional.pad(planes.movedim(2, -1).flatten(3), (0, 1))
+    apart = padded[..., :-1].unflatten(3, (4, 5, 8)).movedim(-1, 2)
+    other = replace(case, arguments=((apart, points), options))
+    assert on_host.cut(case)["whole"] and not on_host.cut(other)["whole"]
+    assert torch.equal(on_host(case), on_host(other))
 
 
 def test_blocks_fill_the_processors_of_an_h200(on_host: OnHost) -> None:
     for dtype, warps in ((torch.float16, 16), (torch.float32, 9)):
         case = inputs("render_planes", TriplaneShape(1, 32, 8, 8, 4096), dtype=dtype)
-        assert on_host.cut(case) == {"warps": warps, "blocks": 132, "whole": 1}
+        assert on_host.cut(case) == {"warps": warps, "blocks": 132, "whole": 1, "room": "colours"}
     few = inputs("render_planes", TriplaneShape(1, 32, 8, 8, 200))
     assert on_host.cut(few)["blocks"] == 100
-    large = inputs("render_planes", TriplaneShape(1, 32, 8, 8, 4, 1000, 1000))
-    assert on_host.cut(large, shared=99 << 10)["warps"] == 0
+    most = inputs("render_planes", TriplaneShape(1, 32, 8, 8, 4, 4096, 4096))
+    assert on_host.cut(most)["warps"] == 1
+    assert on_host.cut(inputs("render_planes", TriplaneShape(1, 32, 8, 8, 4, hidden=3000)))["warps"] == 1
+    assert on_host.cut(most, shared=99 << 10)["warps"] == 0
 
 
 def test_a_warp_takes_several_rays(on_host: OnHost) -> None:
     case = inputs("render_planes", TriplaneShape(2, 8, 6, 7, 9, 5, 6, 8, 4))
-    for shared, processors in ((BYTES, 1), (12 << 10, 2), (BYTES, 100)):
+    for shared, processors in ((BYTES, 1), (28 << 10, 2), (BYTES, 100)):
+        assert on_host.cut(case, shared, processors)["room"] == "colours"
         check(case, on_host(case, shared, processors))
+
+
+def test_what_does_not_fit_shared_memory(on_host: OnHost) -> None:
+    """Colours are computed in the end, and the decoder is read from memory."""
+    for depth in (0, 2):
+        case = inputs("render_planes", TriplaneShape(1, 8, 6, 7, 9, 15, 16, 24, 4, depth))
+        for room, kilobytes in (("colours", 60), ("decoder", 30), ("hidden", 12)):
+            assert on_host.cut(case, kilobytes << 10)["room"] == room
+            check(case, on_host(case, kilobytes << 10))
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     op=st.sampled_from(OPS),
     batch=st.integers(1, 2),
-    channels=st.integers(1, 32),
+    channels=st.one_of(st.integers(1, 32), st.integers(33, 130)),
     size=st.tuples(st.integers(1, 12), st.integers(1, 15)),
     rays=st.integers(1, 6),
     samples=st.tuples(st.integers(4, 40), st.integers(0, 40)),
-    decoder=st.tuples(st.integers(1, 40), st.integers(1, 32)),
+    decoder=st.tuples(st.integers(1, 40), st.one_of(st.integers(1, 32), st.integers(33, 130))),
+    depth=st.integers(0, 4),
     options=st.fixed_dictionaries(
         {
             "dtype": st.sampled_from(DTYPES),
@@ -143,8 +187,8 @@ def test_a_warp_takes_several_rays(on_host: OnHost) -> None:
     ),
     seed=st.integers(0, 2**31),
 )
-def test_at_any_size(op, batch, channels, size, rays, samples, decoder, options, seed, on_host) -> None:
-    shape = TriplaneShape(batch, channels, *size, rays, *samples, *decoder)
+def test_at_any_size(op, batch, channels, size, rays, samples, decoder, depth, options, seed, on_host) -> None:
+    shape = TriplaneShape(batch, channels, *size, rays, *samples, *decoder, depth)
     case, *peers = (inputs(op, shape, seed=seed + i, **options) for i in range(4))
     check(case, on_host(case), *peers)
 
@@ -162,17 +206,19 @@ def test_no_density_anywhere(on_host: OnHost) -> None:
     torch.testing.assert_close(depth, case.reference().depth, rtol=0, atol=1e-6)
 
 
-def test_nan_planes_and_rays(on_host: OnHost) -> None:
-    for name in ("planes", "origins", "near", "jitter"):
-        case = inputs("render_planes", SMALL)
-        (planes, origins, *_), kwargs = case.arguments
-        target = {"planes": planes[:, 0, 2], "origins": origins}.get(name, kwargs.get(name))
-        target[1] = float("nan")
-        for found, expected in zip(on_host(case), case.reference(), strict=True):
-            assert torch.equal(found.isnan(), expected.isnan()), name
-    case = inputs("sample_planes", SMALL)
-    case.arguments[0][0][1, 0, 2] = float("nan")
-    check(case, on_host(case))
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
+def test_nan_planes_and_rays(shape: TriplaneShape, on_host: OnHost) -> None:
+    for op in OPS:
+        case = inputs(op, shape)
+        case.arguments[0][0][-1, 0, 2] = float("nan")
+        for found, expected in zip(tensors(on_host(case)), tensors(case.reference()), strict=True):
+            assert found.isnan().any() and torch.equal(found.isnan(), expected.isnan()), op
+    for name in ("origins", "near", "jitter"):
+        case = inputs("render_planes", shape)
+        (_, origins, *_), kwargs = case.arguments
+        kwargs.get(name, origins)[-1, 3] = float("nan")
+        for found in on_host(case):
+            assert found[-1, 3].isnan().all() and found.isnan().sum() == found[-1, 3].numel(), name
 
 
 # What the compiler and the built module say.
@@ -180,7 +226,7 @@ def test_nan_planes_and_rays(on_host: OnHost) -> None:
 
 def test_compiles_without_spills(tmp_path: Path) -> None:
     kernels = compiled_kernels("triplane", tmp_path)
-    assert len(kernels) == 12
+    assert len(kernels) == 21
     for name, (lost, registers) in kernels.items():
         assert lost == 0, name
         assert registers <= 128, name

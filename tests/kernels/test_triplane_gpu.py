@@ -77,6 +77,15 @@ def test_more_rays_and_samples(backend: str) -> None:
     check(inputs("render_planes", "eg3d_128", device="cuda", dtype=torch.float16), backend)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_cuda_with_a_depth_and_wider(dtype: torch.dtype) -> None:
+    gpu.skip_if_missing(inputs("render_planes", "tiny", device="cuda"), "cuda")
+    for channels, hidden, colours, depth in ((32, 64, 32, 3), (40, 33, 48, 0), (96, 64, 96, 2), (130, 128, 200, 0)):
+        shape = TriplaneShape(1, channels, 128, 128, 500, 24, 40, hidden, colours, depth)
+        for op in OPS:
+            check(inputs(op, shape, device="cuda", dtype=dtype), "cuda")
+
+
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     op=st.sampled_from(OPS),
@@ -187,9 +196,9 @@ def test_nothing_of_a_sample_is_in_memory(backend: str) -> None:
 
 
 def test_says_what_it_refuses(backend: str) -> None:
-    if backend == "cuda":
-        with pytest.raises(BackendUnavailable, match="planes with a depth"):
-            inputs("render_planes", "trigrid", device="cuda").run(backend)
-    wide = {"triton": TriplaneShape(1, 200, 8, 8, 5), "cuda": TriplaneShape(1, 40, 8, 8, 5)}[backend]
-    with pytest.raises(BackendUnavailable, match="channels.*at most"):
+    wide, reason = {
+        "triton": (TriplaneShape(1, 200, 8, 8, 5), "200 channels, hidden units or colours, it takes at most 128"),
+        "cuda": (TriplaneShape(1, 8, 8, 8, 5, hidden=5000), "5000 hidden units.*do not fit the shared memory"),
+    }[backend]
+    with pytest.raises(BackendUnavailable, match=reason):
         inputs("render_planes", wide, device="cuda").run(backend)

@@ -80,8 +80,8 @@ extern "C" bool triplane_on_host(int op, const Params* params, int64_t bytes, in
   return ok;
 }
 
-// How a call is cut: warps of a block, blocks, whole.
+// How a call is cut: warps of a block, blocks, whole, room.
 extern "C" void triplane_plan_on_host(const Params* params, int64_t bytes, int processors, int* cut) {
   const Plan plan = make_plan(*params, bytes, processors);
-  cut[0] = plan.warps, cut[1] = plan.blocks, cut[2] = plan.whole;
+  cut[0] = plan.warps, cut[1] = plan.blocks, cut[2] = plan.whole, cut[3] = static_cast<int>(plan.room);
 }

@@ -39,6 +39,8 @@ class TriplaneShape:
 SHAPES = {
     "eg3d_64": TriplaneShape(1, 32, 256, 256, 64 * 64),
     "eg3d_128": TriplaneShape(1, 32, 256, 256, 128 * 128),
+    "trigrid_64": TriplaneShape(1, 32, 256, 256, 64 * 64, depth=3),
+    "wide_64": TriplaneShape(1, 96, 256, 256, 64 * 64, outputs=96),
     "points": TriplaneShape(1, 32, 256, 256, 196_608),
     "odd": TriplaneShape(2, 5, 13, 9, 37, 11, 7, 17, 6),
     "trigrid": TriplaneShape(1, 6, 11, 8, 23, 8, 9, 12, 3, depth=3),
