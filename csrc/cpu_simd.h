@@ -329,7 +329,7 @@ inline vf min_(vf a, vf b) {
 // -|x|, of NaN a NaN.
 inline vf minus_abs(vf x) { return (vf)((vu)x | 0x80000000u); }
 
-// e^x for x < 88, within about one unit in the last place. Below 2^-126 it is zero; NaN stays NaN.
+// e^x for x up to 88.72, within about one unit in the last place. Below 2^-126 it is zero; NaN stays NaN.
 inline vf exp_(vf x) {
   // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
   const vf biased = fma_(x, vf{} + 1.44269504088896341f, vf{} + 12582912.0f);

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
+
+from benchmarks.gpu_check import missed_aims
 from benchmarks.measured import merge, rank
 
 
@@ -43,3 +47,27 @@ def test_what_was_not_measured_again_is_kept() -> None:
     merged = merge(old, new)
     assert merged["GPU"] == {"compose_flow": {"single": [], "batch": ["cuda"]}, "pack_motions": {"single": ["cuda"]}}
     assert merged["Other"] == old["Other"] and old["GPU"]["compose_flow"]["single"] == ["triton"]
+
+
+def test_aims_on_a_gpu(tmp_path: Path) -> None:
+    frame = {"op": "eg3d_frame", "shape": "512x512", "median_us": "3900", "speedup_eager": "2"}
+    render = {"op": "render_planes", "shape": "eg3d_64", "median_us": "200", "speedup_eager": "5.2"}
+
+    def missed(*changed: dict[str, str]) -> list[str]:
+        rows = [{"dtype": "float16", "batch": "1", "provider": "cuda"} | row for row in changed]
+        with (tmp_path / "rows.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        return missed_aims([tmp_path / "rows.csv"])
+
+    assert missed(frame, render) == []
+    assert missed(frame, render, render | {"provider": "triton", "speedup_eager": "3"}) == []
+    assert missed(frame | {"median_us": "4100"}, render) == ["eg3d_frame 512x512: median_us 4100.0, not at most 4000"]
+    assert missed(frame, render | {"speedup_eager": "4.9"}) == [
+        "render_planes eg3d_64: speedup_eager 4.9, not at least 5"
+    ]
+    assert missed(frame, render | {"dtype": "float32"}) == ["render_planes eg3d_64: speedup_eager None, not at least 5"]
+    assert missed(frame, render | {"provider": "eager"}) == [
+        "render_planes eg3d_64: speedup_eager None, not at least 5"
+    ]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from fastface import ops
-from fastface.ops.triplane import AXES, PlaneDecoder, RenderOutput
+from fastface.ops.triplane import AXES, PlaneDecoder, RenderOutput, check_counts
 
 __all__ = ["PlaneRenderer", "Rendering", "plane_decoder"]
 
@@ -71,10 +71,16 @@ class Rendering:
             near, far = _number("near", self.near), _number("far", self.far)
             if not near < far:
                 raise ValueError(f"near must be below far, got {near:g} and {far:g}")
-        for name, least in (("coarse", 1), ("fine", 0)):
+            if self.disparity and not near > 0:
+                raise ValueError(f"near must be positive with disparity, got {near:g}")
+        elif self.disparity:
+            raise ValueError("near and far must be numbers with disparity, got 'auto': a ray may start at 0")
+        for name in ("coarse", "fine"):
             count = getattr(self, name)
-            if not isinstance(count, Integral) or count < least:
-                raise ValueError(f"{name} must be an integer from {least} on, got {count!r}")
+            if isinstance(count, bool) or not isinstance(count, Integral):
+                raise ValueError(f"{name} must be an integer, got {count!r}")
+            object.__setattr__(self, name, int(count))  # NumPy's are none to the op
+        check_counts(self.coarse, self.fine)
         if not _number("box", self.box) > 0:
             raise ValueError(f"box must be positive, got {self.box}")
         for name, value, known in (("axes", self.axes, tuple(AXES)), ("reduce", self.reduce, ("sum", "mean"))):

@@ -196,7 +196,7 @@ def _check_render(
     if origins.shape != directions.shape:
         raise ValueError(f"directions must be {list(origins.shape)} like origins, got {list(directions.shape)}")
     _check_decoder(decoder, planes)
-    _check_counts(coarse, fine)
+    check_counts(coarse, fine)
     if reduce not in REDUCTIONS[:2]:
         raise ValueError(f"reduce must be 'sum' or 'mean', got {reduce!r}")
     if not isinstance(white_back, bool):
@@ -243,7 +243,8 @@ def _check_decoder(decoder: PlaneDecoder, planes: Tensor) -> None:
         )
 
 
-def _check_counts(coarse: int, fine: int) -> None:
+def check_counts(coarse: int, fine: int) -> None:
+    """Refuse numbers of samples that `render_planes` does not take."""
     for name, value in (("coarse", coarse), ("fine", fine)):
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{name} must be an int, got {type(value).__name__}")

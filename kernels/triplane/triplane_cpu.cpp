@@ -45,8 +45,6 @@ inline vf two_sigmoids(vf x, vf y, float p, float q) {
   return fma_(vf{} + p, b, q * a) / (a * b);
 }
 
-inline float softplus_(float x) { return softplus_(vf{} + x)[0]; }
-
 // The sum over the lanes of each.
 inline vf totals(vf (&values)[kLanes]) {
   transpose<kLanes>(values);
@@ -361,7 +359,8 @@ inline float composite(const Ray& ray, int64_t count, float* weights) {
       middle[j] = (ray.density[a] + ray.density[b]) / 2 - 1;
       length[j] = ray.depths[b] - ray.depths[a];
     }
-    const vf kept = exp_(-softplus_(load<kLanes>(middle)) * load<kLanes>(length));
+    const vf power = -softplus_(load<kLanes>(middle)) * load<kLanes>(length);  // above 0 where depths fall
+    const vf kept = power > 88.72f ? vf{} + __builtin_inff() : exp_(power);
     for (int64_t j = 0; j < n; ++j) {
       const float alpha = 1 - kept[j];
       weights[i + j] = alpha * through;

@@ -56,6 +56,19 @@ def sample_planes(
     planes: Tensor, points: Tensor, box: float = 1.0, axes: str = "xy_xz_yz", reduce: str | None = "sum"
 ) -> Tensor:
     """``[B, N, C]``, or ``[B, 3, N, C]`` where `reduce` is None."""
+    sampled = _sample(planes, points, box, axes, reduce)
+    if planes.dim() == 6 or planes.is_cuda:  # there grid_sample takes NaN for a point outside
+        lost = _lost(points.to(_wide(planes)))
+        sampled = sampled + (lost[..., None] if reduce is not None else lost[:, None, :, None]).to(sampled.dtype)
+    return sampled
+
+
+def _lost(points: Tensor) -> Tensor:
+    """NaN where a coordinate is not finite, else 0."""
+    return (points - points).sum(-1)
+
+
+def _sample(planes: Tensor, points: Tensor, box: float, axes: str, reduce: str | None) -> Tensor:
     wide = _wide(planes)
     scaled = points.to(wide) * (2 / box)
     batch, _, channels = planes.shape[:3]
@@ -66,8 +79,6 @@ def sample_planes(
         sample = F.grid_sample(plane, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         samples.append(sample.reshape(batch, channels, -1))
     stacked = torch.stack(samples, 1).transpose(2, 3)
-    if planes.dim() == 6:  # in three dimensions grid_sample takes NaN for a point outside
-        stacked = stacked + (scaled - scaled).sum(2)[:, None, :, None]
     if reduce is not None:
         stacked = stacked.sum(1) if reduce == "sum" else stacked.mean(1)
     return stacked.to(planes.dtype)
@@ -139,7 +150,7 @@ def render_planes(
     def look(depths: Tensor) -> tuple[Tensor, Tensor]:
         """Raw density ``[B, R, S]`` and colour ``[B, R, S, F]`` there."""
         points = origins[:, :, None] + depths[..., None] * directions[:, :, None]
-        sampled = sample_planes(planes.to(wide), points.flatten(1, 2), box, axes, reduce)
+        sampled = _sample(planes.to(wide), points.flatten(1, 2), box, axes, reduce)
         with torch.autocast(planes.device.type, enabled=False):  # the precision of `wide` is part of the op
             raw = F.linear(F.softplus(F.linear(sampled, w1, b1)), w2, b2).unflatten(1, depths.shape[1:])
         return raw[..., 0], torch.sigmoid(raw[..., 1:]) * 1.002 - 0.001
@@ -163,4 +174,5 @@ def render_planes(
     depth = torch.where(opacity == 0, depths[..., -1], depth)
     if white_back:
         features = features + (1 - opacity[..., None])
-    return RenderOutput((2 * features - 1).to(planes.dtype), depth, opacity)
+    lost = _lost(origins) + _lost(directions)
+    return RenderOutput((2 * features - 1 + lost[..., None]).to(planes.dtype), depth + lost, opacity + lost)

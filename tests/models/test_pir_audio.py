@@ -69,6 +69,17 @@ def test_cached_is_recomputed(batch, frames, per_frame, blocks, heads, outputs, 
         assert state.frames == frames
 
 
+def test_a_stream_goes_on_outside_of_inference_mode() -> None:
+    decoder = ExpressionDecoder(DecoderConfig(8, 24, 7, 3, 20, 4, 2, 4)).eval()
+    audio, style = torch.randn(1, 6, 7), torch.randn(1, 3)
+    with torch.inference_mode():
+        expected = decoder(audio, style)
+        state = decoder.start(style)
+        steps = [decoder.step(state, audio[:, frame]) for frame in range(3)]
+    steps += [decoder.step(state, audio[:, frame]) for frame in range(3, 6)]
+    torch.testing.assert_close(torch.stack(steps, 1), expected, rtol=0, atol=1e-5)
+
+
 @torch.inference_mode()
 def test_long_sound() -> None:
     """Beyond 600 frames, where the published decoder ends, and beyond the room of the memory."""

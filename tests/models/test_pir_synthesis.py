@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -24,6 +26,7 @@ from fastface.models.pir import (
 from fastface.models.pir.synthesis import (
     MappingNetwork,
     ModulatedConv2d,
+    SynthesisLayer,
     ToRGB,
     _finish,
     _finish_fused,
@@ -188,6 +191,19 @@ def test_a_batch_is_its_images() -> None:
 def test_upsampling_is_the_filter(channels: int, height: int, width: int) -> None:
     x = torch.randn(2, channels, height, width)
     assert torch.allclose(upsample(x), plain.upsample(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("up", [False, True])
+@torch.inference_mode()
+def test_float16_does_not_overflow(up: bool) -> None:
+    """Maps at the clamp and strong styles: sums of products are far beyond 65504 before they are scaled back."""
+    layer = SynthesisLayer(256, 16, 32, 16, up=up, clamp=256.0).eval()
+    x = (100 * torch.randn(1, 256, 16 // (1 + up), 16 // (1 + up))).clamp(-256, 256)
+    style = 10 * torch.randn(1, 32)
+    expected = layer(x, style, "none")
+    found = copy.deepcopy(layer).half()(x.half(), style.half(), "none")
+    assert expected.abs().max() > 100
+    assert (found.float() - expected).norm() < 0.01 * expected.norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

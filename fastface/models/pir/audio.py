@@ -95,7 +95,8 @@ class _Memory:
         """With those of one frame more, ``[2, B, heads, 1, d / heads]``."""
         if self._room is None or self.length == self._room.shape[3]:
             capacity = max(64, 2 * self.length)
-            grown = both.new_empty(*both.shape[:3], capacity, both.shape[4])
+            with torch.inference_mode(False):  # so that a stream may be stepped with and without that mode
+                grown = both.new_empty(*both.shape[:3], capacity, both.shape[4])
             if self._room is not None:
                 grown[:, :, :, : self.length] = self._room
             self._room = grown

@@ -34,6 +34,8 @@ __all__ = ["PickledNetwork", "convert_pickle", "holds_networks", "load_generator
 
 _LAYOUT = "eg3d.ffhq512"
 _CONFIG = "fastface.eg3d"  # in the metadata of a .safetensors file: what shapes do not tell of a `GeneratorConfig`
+# Options that would change the picture and that no published weights change.
+_PUBLISHED = {"decoder_lr_mul": 1, "sr_antialias": True, "superresolution_noise_mode": "none"}
 _DOUBLINGS = {f"SuperresolutionHybrid{kind}": int(kind[0] == "8") + 1 for kind in ("2X", "4X", "8X", "8XDC")}
 _log = logging.getLogger("fastface")
 
@@ -316,6 +318,9 @@ def _told(network: PickledNetwork, config: GeneratorConfig) -> dict[str, Any]:
     kind = str(options.get("superresolution_module")).rpartition(".")[2]
     if config.image and _DOUBLINGS.get(kind) != config.image_doublings:
         raise ValueError(f"superresolution_module must be EG3D's to {config.image}x{config.image}, got {kind}")
+    for name, value in _PUBLISHED.items():
+        if options.get(name, value) != value:
+            raise ValueError(f"{name} must be {value!r}, as in all published weights, got {options[name]!r}")
     told: dict[str, Any] = {
         "rendering": Rendering.of_options(options, axes=str(network.axes)),
         "rays": config.rays if network.rays is None else network.rays,

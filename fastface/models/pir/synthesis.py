@@ -133,7 +133,7 @@ class ModulatedConv2d(nn.Module):
 
     def forward(self, x: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
         """The convolution of the scaled input, and the scales of its outputs ``[B, outputs]`` still to be applied."""
-        return _convolve(self.conv, self.filter, x, style), _rescale(style, self.energy())
+        return _modulate(self.conv, self.filter, x, style, self.energy())
 
     def optimized(self) -> nn.Module:
         return _PreparedConv2d(self)
@@ -152,17 +152,19 @@ class _PreparedConv2d(nn.Module):
         self.register_buffer("table", conv.energy().contiguous())
 
     def forward(self, x: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
-        return _convolve(self.conv, self.filter, x, style), _rescale(style, self.table)
+        return _modulate(self.conv, self.filter, x, style, self.table)
 
 
-def _convolve(conv: nn.Module, blur: Tensor | None, x: Tensor, style: Tensor) -> Tensor:
+def _modulate(
+    conv: nn.Module, blur: Tensor | None, x: Tensor, style: Tensor, energy: Tensor
+) -> tuple[Tensor, Tensor]:
+    style = style.to(torch.promote_types(style.dtype, torch.float32))
+    scale = torch.rsqrt(style.square() @ energy.to(style.dtype) + 1e-8)
+    if x.dtype == torch.float16:  # whose range ends at 65504: what goes into the sum of 9 inputs comes out of the scale
+        most = style.abs().amax(1, keepdim=True).clamp(min=1e-8) * math.sqrt(9 * style.shape[1])
+        style, scale = style / most, scale * most
     y = conv(x * style.to(x.dtype)[:, :, None, None])
-    return y if blur is None else F.conv2d(y, blur.to(y.dtype), padding=1, groups=len(blur))
-
-
-def _rescale(style: Tensor, energy: Tensor) -> Tensor:
-    wide = torch.promote_types(style.dtype, torch.float32)
-    return torch.rsqrt(style.to(wide).square() @ energy.to(wide) + 1e-8)
+    return y if blur is None else F.conv2d(y, blur.to(y.dtype), padding=1, groups=len(blur)), scale
 
 
 def _filter(channels: int) -> Tensor:
@@ -370,7 +372,7 @@ class SynthesisNetwork(nn.Module):
 
 
 class SuperResolution(nn.Module):
-    """Rendered features to an image eight times their size (64 to 512), as EG3D does it: resized to twice, two blocks.
+    """Rendered features to an image, as EG3D does it: resized, then two blocks.
 
     Args:
         features: channels of the map, of which the first three are the image.

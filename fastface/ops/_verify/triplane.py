@@ -44,6 +44,7 @@ SHAPES = {
     "points": TriplaneShape(1, 32, 256, 256, 196_608),
     "odd": TriplaneShape(2, 5, 13, 9, 37, 11, 7, 17, 6),
     "trigrid": TriplaneShape(1, 6, 11, 8, 23, 8, 9, 12, 3, depth=3),
+    "tiles": TriplaneShape(2, 33, 20, 20, 64, 50, 37, 65, 41),  # two images of 8x8 rays, and more than a block of all
     "coarse_only": TriplaneShape(1, 4, 8, 8, 19, 9, 0, 8, 3),
     "tiny": TriplaneShape(1, 1, 1, 1, 50, 4, 1, 1, 1),  # one ray would be no yardstick
 }
@@ -129,6 +130,7 @@ def selftest(op: str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield "odd", {"dtype": dtype, "layout": layout, "axes": axes, "reduce": reduce}
         yield "trigrid", {"dtype": dtype, "layout": layout}
     yield "tiny", {}
+    yield "tiles", {}
     if op == "render_planes":
         for options in ({"random": False}, {"white_back": True}, {"disparity": True}):
             yield "odd", options
