@@ -36,7 +36,10 @@ def save_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mappin
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the umask has it; safetensors lets only the owner read
         try:
             save_file(dict(tensors), temporary, dict(metadata))
+            temporary.chmod(mode)
         except SafetensorError as error:
             raise OSError(f"cannot write {path}: {error}") from None

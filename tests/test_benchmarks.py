@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import harness, report
+from benchmarks import bench_posegan, harness, lips, report
+from fastface.models.posegan.sync import LipSync
 from fastface.ops import _verify
 
 
@@ -65,6 +67,19 @@ def test_peak_memory_is_seen() -> None:
     if peak is None:
         pytest.skip("this system does not tell the peak of resident memory (/proc/self/clear_refs)")
     assert 60 < peak < 80
+
+
+@pytest.mark.parametrize("op", ["pgface_step", "motion_step", "speaker"])
+def test_live_motion_is_what_plain_modules_give(op) -> None:
+    for each in bench_posegan.cases("cpu", quick=True, compiled=False):
+        if (each.op, each.variant) == (op, "shipped"):
+            first, *others = harness.run_case(replace(each, threads=1), seconds=0.001)
+            assert first.check == "baseline" and all(row.check == "ok" and row.error < 1e-4 for row in others)
+
+
+def test_a_line_of_lips() -> None:
+    found = [LipSync(0.5, -0.01, 8.0), LipSync(0.7, 0.03, 9.0)]
+    assert lips.line("me", found) == "| me | 2 | 0.60 | 10 | 0.50 to 0.70 | -10 to 30 |"
 
 
 def test_the_tables_are_of_the_committed_rows() -> None:

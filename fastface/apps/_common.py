@@ -9,10 +9,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
 
 Image = NDArray[np.uint8]
 
@@ -68,6 +71,17 @@ def check_seconds(value: float | None) -> None:
     """Refuse a length that is none."""
     if value is not None and not 0 < value <= 3600:
         raise UserError(f"--seconds must be above 0 and at most 3600, got {value:g}")
+
+
+def torch_device(name: str | None) -> torch.device:
+    """The device of that name; by default a GPU where there is one."""
+    import torch
+
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device must be one that torch can use here, got {name}") from error
 
 
 def tell_notes(notes: list[str]) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastface.apps._common import Clock, Image, Sampler, UserError, demo_portrait, tell_notes, within
+from fastface.apps._common import Clock, Image, Sampler, UserError, demo_portrait, tell_notes, torch_device, within
 
 if TYPE_CHECKING:
     from fastface.face import SurfacePoints
@@ -43,7 +43,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=256, metavar="PX", help="side of the frames (default: %(default)s)")
     parser.add_argument("--backend", choices=("reference", "cpu", "triton", "cuda"), help="of the ops")
     parser.add_argument(
-        "--device", metavar="DEVICE", help="of the generator: cpu, cuda, cuda:1 (default: a GPU where there is one)"
+        "--device", metavar="DEVICE", help="of the networks: cpu, cuda, cuda:1 (default: a GPU where there is one)"
     )
     parser.add_argument("--json", action="store_true", help="print a summary as JSON instead of words")
 
@@ -69,7 +69,7 @@ def make_system(args: argparse.Namespace) -> HeadGAN:
     if args.checkpoint:
         loaded = load_checkpoint(args.checkpoint, "headgan.generator")
         assert isinstance(loaded, Generator)
-        generator = optimize(loaded.to(_device(args.device)))
+        generator = optimize(loaded.to(torch_device(args.device)))
     elif args.device not in (None, "cpu"):
         raise UserError(f"--device {args.device} needs --checkpoint: without weights the CPU makes the frames")
     elif getattr(args, "recognizer", None):
@@ -82,18 +82,6 @@ def make_system(args: argparse.Namespace) -> HeadGAN:
     if model is not None and model.dense is None and model.landmarks68 is None:
         raise UserError(f"the face model has no landmarks, name its 68 with --face-landmarks FILE: {args.face_model}")
     return HeadGAN(generator, model=model, size=args.size, backend=args.backend)
-
-
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type == "cpu" or (device.type == "cuda" and (device.index or 0) < torch.cuda.device_count()):
-        return device
-    raise UserError(f"--device must be cpu or one of {torch.cuda.device_count()} GPUs, got {name!r}")
 
 
 def _landmarks(path: Path, vertices: int) -> SurfacePoints:

@@ -9,9 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
-from fastface.apps._common import UserError
+from fastface.apps._common import UserError, torch_device
 
 if TYPE_CHECKING:
     from fastface.models.live_portrait import (
@@ -59,7 +57,7 @@ def open_model(args: argparse.Namespace) -> LivePortrait:
     config = LivePortraitConfig(
         region=args.region, stitching=False if args.no_stitching else None, close_mouth=args.close_mouth
     )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch_device(getattr(args, "device", None))
     if args.untrained:
         print("note: untrained weights, what comes out is noise", file=sys.stderr)
         model = LivePortrait.from_random(config=config, backend=args.backend, device=device)

@@ -20,18 +20,15 @@ from fastface.apps import _headgan as shared
 from fastface.apps._common import Clock, Image, Sampler, UserError, check_places, guarded, tell_notes, within
 
 if TYPE_CHECKING:
-    from fastface.audio import Wav2Vec2Recognizer
+    from fastface.audio import AudioVectorStream, PrecomputedSpeech, Wav2Vec2Recognizer
+    from fastface.audio.reader import AudioReader
     from fastface.audio.sound import Samples
     from fastface.face import FaceParameters, MorphableModel
-    from fastface.models.posegan import PGFace, PoseGAN
+    from fastface.models.posegan import PGFace, PoseGAN, Speaker
 
 MODELS = ("lifted", "headgan", "live_portrait")
-_ONLY = {  # options that one model alone understands
-    "checkpoint": "headgan",
-    "device": "headgan",
-    "weights": "live_portrait",
-    "untrained": "live_portrait",
-}
+_ONLY = {"checkpoint": "headgan", "weights": "live_portrait", "untrained": "live_portrait"}  # options of one model
+_LEAST_AGREEMENT = 0.3  # of lips and sound, below which the lag is chance
 _LEVEL_SECONDS = 300  # of the sound, whose level is taken for that of all of it
 
 _EPILOG = """\
@@ -39,8 +36,9 @@ examples:
   fastface speak me.jpg words.wav                      me_words.mp4, with the sound
   fastface speak me.jpg words.mp3 --seed 2 -o out.mp4  other blinks, another drift of the head
   fastface speak me.jpg words.wav --pose-from clip.mp4 the head of clip.mp4, which turns round at its end
-  fastface speak me.jpg words.wav --model headgan --checkpoint headgan.safetensors
-  fastface speak me.jpg words.wav --model live_portrait --weights liveportrait/
+  fastface speak me.jpg words.wav --checkpoint headgan.safetensors
+  fastface speak me.jpg words.wav --weights liveportrait/
+  fastface speak me.jpg words.wav --speaker mine --features words.npy
   fastface speak me.jpg words.wav --measure            also how well the lips follow the sound, found in the video
 
 Sound is whatever FFmpeg opens, of any length; in silence the mouth stays closed. The same seed gives the same video.
@@ -64,7 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--expression-strength", type=float, default=1.0, metavar="X", help="multiply that of the face (default: 1)"
     )
-    parser.add_argument("--model", choices=MODELS, default="lifted", help="what renders (default: %(default)s)")
+    parser.add_argument(
+        "--model",
+        choices=MODELS,
+        help="what renders (default: headgan with --checkpoint, live_portrait with --weights, lifted without weights)",
+    )
     parser.add_argument("--weights", metavar="DIR", help="folder of LivePortrait's public weights")
     parser.add_argument("--untrained", action="store_true", help="a random LivePortrait: for timing, frames are noise")
     parser.add_argument(
@@ -76,6 +78,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--recognizer",
         metavar="NAME",
         help="a wav2vec2-CTC model of transformers, name or folder, for a speaker trained with it and for HeadGAN",
+    )
+    parser.add_argument(
+        "--features",
+        metavar="FILE",
+        help=".npy or .npz with features [T, 29] of AUDIO, 50 a second, for a speaker trained with such (DeepSpeech)",
     )
     parser.add_argument("--measure", action="store_true", help="find the lips in the video and compare with the sound")
     parser.add_argument("--contact-sheet", metavar="PATH", help="also write a picture of eight frames, .png or .jpg")
@@ -90,37 +97,21 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     from fastface import media
     from fastface.audio.reader import AudioReader
-    from fastface.models.posegan.speaker import SPECTRAL, Speaker, SpeakerConfig
 
     output = Path(args.output or f"{Path(args.portrait).stem}_{Path(args.audio).stem}.mp4")
     sheet = None if args.contact_sheet is None else Path(args.contact_sheet)
+    args.model = args.model or next((model for name, model in _ONLY.items() if getattr(args, name)), "lifted")
     _check(args, output, sheet)
     clock = Clock()
     with AudioReader(args.audio) as sound:
         level = clock.time("level", _level, sound)
-    posegan, pgface = _load_speaker(args.speaker)
-    recognizer = _recognizer(args.recognizer)
-    stage = _open_stage(args, media.read_image(args.portrait), recognizer)
-    hears_spectra = pgface.config.speech == SPECTRAL
-    if recognizer is not None and hears_spectra and not stage.listens:
-        raise UserError("the speaker hears the built-in features and the model nothing: leave --recognizer out")
-    speaker = Speaker(
-        posegan,
-        pgface,
-        stage.parameters,
-        model=stage.face_model,
-        opening=stage.opening,
-        fps=args.fps,
-        level=level,
-        recognize=None if recognizer is None or hears_spectra else recognizer.log_probabilities,
-        config=SpeakerConfig(pose=args.pose_strength, expression=args.expression_strength, seed=args.seed),
-    )
+    stage, speaker = _open(args, level)
     sampler, peak, count = Sampler(8), 0.0, 0
     started = time.perf_counter()
     head = None if args.pose_from is None else clock.time("follow", _Head, args.pose_from, stage)
     with (
         AudioReader(args.audio) as sound,
-        media.VideoWriter(output, fps=args.fps, audio=args.audio, audio_start=sound.start) as writer,
+        media.VideoWriter(output, fps=args.fps, audio=args.audio, audio_start=sound.track.start) as writer,
         _bar(math.ceil(sound.expected_seconds * args.fps)) as bar,
     ):
         for samples in itertools.chain(sound, [None]):
@@ -141,10 +132,7 @@ def _run(args: argparse.Namespace) -> int:
     if sheet is not None:
         media.write_image(sheet, media.contact_sheet(sampler.frames()))
     length = count / sound.sample_rate
-    notes = [f"the sound breaks off after {length:.2f} s: {sound.broken}"] if sound.broken else []
-    if peak < 2**-15:
-        notes.append("the sound is silent: the mouth stays closed")
-    lips = None
+    notes, lips = _notes(sound, length, peak, speaker), None
     if args.measure:
         try:
             lips = _measured(output, args.audio, level)
@@ -169,6 +157,37 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _open(args: argparse.Namespace, level: float) -> tuple[_Stage, Speaker]:
+    """What renders the portrait, and what moves it; what takes long to load comes last."""
+    from fastface import media
+    from fastface.audio import Wav2Vec2Recognizer
+    from fastface.models.posegan.speaker import WAV2VEC2, Speaker, SpeakerConfig, check_front_end
+
+    posegan, pgface = _load_speaker(args.speaker)
+    recognized = bool(args.recognizer) and not args.features and pgface.config.speech == WAV2VEC2
+    check_front_end(pgface.config.speech, recognized=recognized, precomputed=bool(args.features))
+    features = _features(args.features, args.audio) if args.features else None
+    kind = _LivePortraitStage if args.model == "live_portrait" else _HeadGANStage
+    stage = kind(args, media.read_image(args.portrait))
+    if args.recognizer and not recognized and not stage.listens:
+        raise UserError("neither the speaker nor the model listens to a recogniser: leave --recognizer out")
+    recognizer = Wav2Vec2Recognizer.from_pretrained(args.recognizer) if args.recognizer else None
+    stage.listen(recognizer)
+    speaker = Speaker(
+        posegan,
+        pgface,
+        stage.parameters,
+        model=stage.face_model,
+        opening=stage.opening,
+        fps=args.fps,
+        level=level,
+        recognize=recognizer.log_probabilities if recognizer is not None and recognized else None,
+        features=features,
+        config=SpeakerConfig(pose=args.pose_strength, expression=args.expression_strength, seed=args.seed),
+    )
+    return stage, speaker
+
+
 def _check(args: argparse.Namespace, output: Path, sheet: Path | None) -> None:
     from fastface import media
 
@@ -191,8 +210,8 @@ def _check(args: argparse.Namespace, output: Path, sheet: Path | None) -> None:
         raise UserError(f"--measure reads the video again, got a folder of PNGs: {output}")
     if sheet is not None:
         media.check_image_output(sheet)
-    inputs = [args.portrait, args.audio, args.pose_from, args.checkpoint, args.weights, args.speaker, args.face_model]
-    check_places(inputs, output, sheet)
+    inputs = [args.portrait, args.audio, args.pose_from, args.checkpoint, args.weights, args.speaker, args.features]
+    check_places([*inputs, args.face_model], output, sheet)
 
 
 def _level(sound: Any) -> float:
@@ -207,23 +226,40 @@ def _level(sound: Any) -> float:
     return speech_level(np.concatenate(pieces))
 
 
+def _notes(sound: AudioReader, length: float, peak: float, speaker: Speaker) -> list[str]:
+    """What a user should know of the sound."""
+    notes = []
+    if sound.track.broken:
+        notes.append(f"the sound breaks off after {length:.2f} s: {sound.track.broken}")
+    if sound.track.damaged:
+        notes.append(f"{sound.track.damaged:.2f} s of the sound are damaged, and silent")
+    if peak < 2**-15:
+        notes.append("the sound is silent: the mouth stays closed")
+    elif not speaker.heard:
+        notes.append(f"the sound is too quiet, {20 * math.log10(peak):.0f} dB of full scale: the mouth stays closed")
+    return notes
+
+
 def _load_speaker(folder: str | None) -> tuple[PoseGAN, PGFace]:
     from fastface.models import posegan
 
     if folder is None:
-        from fastface.models.posegan.default import load_default
-
-        return load_default()
+        return posegan.load_default()
     return (
         posegan.load(Path(folder) / "posegan.safetensors", posegan.PoseGAN),
         posegan.load(Path(folder) / "pgface.safetensors", posegan.PGFace),
     )
 
 
-def _recognizer(name: str | None) -> Wav2Vec2Recognizer | None:
-    from fastface.audio import Wav2Vec2Recognizer
+def _features(path: str, audio: str) -> PrecomputedSpeech:
+    """The features of the sound; refuses those of another length before an hour of frames is made."""
+    from fastface.audio import PrecomputedSpeech
+    from fastface.audio.reader import AudioReader
 
-    return None if name is None else Wav2Vec2Recognizer.from_pretrained(name)
+    features = PrecomputedSpeech(path)
+    with AudioReader(audio) as sound:
+        features.check(sum(map(len, sound)) / sound.sample_rate)
+    return features
 
 
 class _Stage(Protocol):
@@ -232,8 +268,11 @@ class _Stage(Protocol):
     parameters: FaceParameters  # the portrait's own
     face_model: MorphableModel
     opening: float | None  # of its lips, in face widths
-    listens: bool  # whether it needs a recogniser's characters
+    listens: bool  # whether sound moves more than the face
     words: str
+
+    def listen(self, recognizer: Wav2Vec2Recognizer | None) -> None:
+        """Before the first sound: what hears its characters."""
 
     def hear(self, samples: Samples | None) -> None:
         """The next sound, None at its end."""
@@ -242,33 +281,30 @@ class _Stage(Protocol):
         """The next frame, of a face's parameters ``[E+7]``."""
 
 
-def _open_stage(args: argparse.Namespace, photo: Image, recognizer: Wav2Vec2Recognizer | None) -> _Stage:
-    if args.model == "live_portrait":
-        return _LivePortraitStage(args, photo)
-    return _HeadGANStage(args, photo, recognizer)
-
-
 class _HeadGANStage:
     """HeadGAN's generator, or `lifted` behind the same 3D face."""
 
-    def __init__(self, args: argparse.Namespace, photo: Image, recognizer: Wav2Vec2Recognizer | None) -> None:
-        from fastface.audio import AudioVectorStream, LiveCharacters
-        from fastface.face import largest_face
-        from fastface.models.lifted.driving import mouth_opening
+    def __init__(self, args: argparse.Namespace, photo: Image) -> None:
+        from fastface.face import largest_face, lip_gap_in_widths
 
         self._system = shared.make_system(argparse.Namespace(**{**vars(args), "recognizer": None}))
         self._source = shared.prepare(self._system, photo, args.portrait, args.face)
         self.parameters, self.face_model = self._source.parameters, self._system.model
         faces = self._system.landmarks(shared.to_image(self._source.portrait[0]))
-        self.opening = mouth_opening(faces[largest_face(faces)].points) if faces else None
+        self.opening = lip_gap_in_widths(faces[largest_face(faces)].points) if faces else None
         self.words = shared.describe(self._system, args)
         self._recent: deque[Tensor] = deque(maxlen=3)
         generator = self._system.generator
         self.listens = generator is not None and bool(generator.config.audio)
-        self._audio, self._heard = None, deque[Tensor]()
+        self._fps, self._heard = args.fps, deque[Tensor]()
+        self._audio: AudioVectorStream | None = None
+
+    def listen(self, recognizer: Wav2Vec2Recognizer | None) -> None:
+        from fastface.audio import AudioVectorStream, LiveCharacters
+
         if self.listens:
             characters = None if recognizer is None else LiveCharacters(recognizer)
-            self._audio = AudioVectorStream(fps=args.fps, characters=characters)
+            self._audio = AudioVectorStream(fps=self._fps, characters=characters)
 
     def hear(self, samples: Samples | None) -> None:
         if self._audio is not None:
@@ -293,8 +329,7 @@ class _LivePortraitStage:
 
     def __init__(self, args: argparse.Namespace, photo: Image) -> None:
         from fastface.apps._live_portrait import open_model
-        from fastface.face import FaceTracker, built_in_head, load_face_model, trackable
-        from fastface.models.lifted.driving import mouth_opening
+        from fastface.face import FaceTracker, built_in_head, lip_gap_in_widths, load_face_model, trackable
 
         rest = {"animals": False, "region": "all", "no_stitching": False, "close_mouth": False}
         self._model = open_model(argparse.Namespace(**vars(args), **rest))
@@ -308,9 +343,12 @@ class _LivePortraitStage:
             )
         face = faces[(args.face or 1) - 1]
         self.parameters = FaceTracker(self.face_model).follow(face)
-        self.opening: float | None = mouth_opening(face.points)
+        self.opening: float | None = lip_gap_in_widths(face.points)
         self._source = self._model.prepare(photo, face=face)
         self.words = f"frames by LivePortrait, {'weights ' + args.weights if args.weights else 'untrained: noise'}"
+
+    def listen(self, recognizer: Wav2Vec2Recognizer | None) -> None:
+        pass
 
     def hear(self, samples: Samples | None) -> None:
         pass
@@ -348,8 +386,8 @@ def _bar(total: int) -> Any:
     return tqdm(total=total or None, unit="frame", desc="speaking", disable=not sys.stderr.isatty(), leave=False)
 
 
-def _measured(video: Path, audio: str, level: float) -> dict[str, float]:
-    """How the lips of a video follow the sound, in r and milliseconds."""
+def _measured(video: Path, audio: str, level: float) -> dict[str, float | None]:
+    """How the lips of a video follow the sound, in r and milliseconds; None where they hardly do."""
     from fastface import media
     from fastface.audio import SpectralSpeechStream
     from fastface.audio.reader import AudioReader
@@ -361,7 +399,8 @@ def _measured(video: Path, audio: str, level: float) -> dict[str, float]:
     with media.VideoReader(video) as reader:
         seconds, openings = lip_openings(shared.progress(reader, "looking at the lips", reader.expected_frames))
     found = lip_sync(seconds, openings, features)
-    return {"correlation": round(found.correlation, 3), "lag_ms": round(1e3 * found.lag)}
+    lag = round(1e3 * found.lag) if found.correlation >= _LEAST_AGREEMENT else None
+    return {"correlation": round(found.correlation, 3), "lag_ms": lag}
 
 
 def _tell(summary: dict[str, Any], words: str) -> None:
@@ -370,10 +409,15 @@ def _tell(summary: dict[str, Any], words: str) -> None:
     print(f"{summary['frames']} frames of {summary['seconds']:.1f} s of sound; ms per frame (mean): {stages}")
     print(f"real-time factor: {summary['real_time_factor']:.2f}")
     if summary["lips"]:
-        late = summary["lips"]["lag_ms"]
-        when = f"{abs(late)} ms {'late' if late > 0 else 'early'}" if late else "at the same time"
-        print(f"lips follow the sound: r {summary['lips']['correlation']:.2f}, {when}")
+        print(_follows(**summary["lips"]))
     print(f"video: {summary['output']}")
     if summary["contact_sheet"]:
         print(f"contact sheet: {summary['contact_sheet']}")
     tell_notes(summary["notes"])
+
+
+def _follows(correlation: float, lag_ms: int | None) -> str:
+    if lag_ms is None:
+        return f"lips hardly follow the sound: r {correlation:.2f}"
+    when = f"{abs(lag_ms)} ms {'late' if lag_ms > 0 else 'early'}" if lag_ms else "at the same time"
+    return f"lips follow the sound: r {correlation:.2f}, {when}"

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fastface.apps._common import UserError, check_seconds, guarded, tell_notes, within
+from fastface.apps._common import UserError, check_seconds, guarded, tell_notes, torch_device, within
 
 if TYPE_CHECKING:
     from fastface.audio import SpeechFeatures
     from fastface.models.posegan import PGFace, PoseGAN
     from fastface.models.posegan.corpus import Corpus
     from fastface.models.posegan.dataset import Example
+    from fastface.models.posegan.evaluation import FaceMeasures, PoseMeasures
     from fastface.models.posegan.training import Learner, Run, TrainingConfig
 
 _EPILOG = """\
@@ -56,24 +57,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=6000, metavar="N", help="of training (default: %(default)s)")
     parser.add_argument("--seconds", type=float, metavar="S", help="end after so long, where the steps are too many")
     parser.add_argument("--batch", type=int, metavar="N", help="windows per step (default: 32, posegan: 16)")
-    parser.add_argument("--rate", type=float, metavar="X", help="learning rate (default: 0.002, posegan: 0.001)")
-    parser.add_argument(
-        "--frames", type=int, default=128, metavar="N", help="of a window of posegan (default: %(default)s)"
-    )
+    parser.add_argument("--rate", type=float, metavar="X", help="learning rate (default: 0.002, posegan: 0.004)")
+    parser.add_argument("--frames", type=int, metavar="N", help="of a window of posegan (default: 128, published 256)")
     parser.add_argument(
         "--published", action="store_true", help="published widths in place of those that come with fastface"
     )
     parser.add_argument(
         "--copies",
         type=int,
-        default=2,
         metavar="N",
-        help="of each clip as a recording in a room may sound: gain, noise, narrow band (default: %(default)s)",
+        help="of each clip as a recording in a room may sound: gain, noise, narrow band (default: 2, --features: 0)",
     )
     parser.add_argument(
         "--recognizer",
         metavar="NAME",
         help="hear through a wav2vec2-CTC model of transformers, name or folder (default: the built-in features)",
+    )
+    parser.add_argument(
+        "--features",
+        metavar="DIR",
+        help="hear what is in this folder: NAME.npy for each clip, [T, 29], 50 steps a second, of any other recogniser",
     )
     parser.add_argument("--every", type=int, default=250, metavar="N", help="steps to a validation (default: 250)")
     parser.add_argument(
@@ -106,31 +109,45 @@ def _check(args: argparse.Namespace) -> None:
     within("--seed", args.seed, 0, 2**31 - 1)
     if args.resume and (args.evaluate or args.weights):
         raise UserError("--resume goes on from the folder's own weights: leave --evaluate and --weights out")
+    for name in ("published", "frames"):
+        if getattr(args, name) and (args.evaluate or args.weights):
+            raise UserError(f"--{name} is for new networks: leave it out with --weights and --evaluate")
+    if args.frames and args.network == "pgface":
+        raise UserError("--frames is for posegan: the windows of pgface have 16")
+    if args.features and (args.recognizer or args.copies):
+        raise UserError("--features are of the clips as they are: leave --recognizer and --copies out")
 
 
 def _evaluate(args: argparse.Namespace, corpus: Corpus) -> int:
     from fastface.models.posegan import PGFace
     from fastface.models.posegan.default import DEFAULT_WEIGHTS
-    from fastface.models.posegan.evaluation import measure_face, measure_pose
+    from fastface.models.posegan.evaluation import measure_face, measure_pose, measure_stream
 
     path = Path(args.weights or DEFAULT_WEIGHTS / f"{args.network}.safetensors")
-    network = _trained(args, corpus, path).to(_device(args.device))
-    held_out = _read(corpus, "held_out", _speech(args.recognizer))
-    measures = measure_face(network, held_out) if isinstance(network, PGFace) else measure_pose(network, held_out)
+    network = _trained(args, corpus, path).to(torch_device(args.device))
+    held_out = _read(args, corpus, "held_out", _speech(args.recognizer))
+    streams = []
+    if isinstance(network, PGFace):
+        measures: FaceMeasures | PoseMeasures = measure_face(network, held_out)
+    else:
+        measures, frames = measure_pose(network, held_out), network.config.frames
+        # As `speak` has it, and live: of the usual 128 frames 32 and 8.
+        streams = [measure_stream(network, held_out, hop=max(1, frames // part)) for part in (4, 16)]
     if args.json:
-        print(json.dumps(asdict(measures)))
+        live = {"live": [asdict(each) for each in streams]} if streams else {}
+        print(json.dumps(asdict(measures) | live))
         return 0
     minutes = sum(map(len, held_out)) / corpus.fps / 60
     print(f"{path} on {len(held_out)} clips held out, {minutes:.1f} minutes")
-    print(measures)
+    print(measures, *streams, sep="\n")
     return 0
 
 
 def _train(args: argparse.Namespace, corpus: Corpus) -> int:
     from fastface.models.posegan.training import Run, TrainingConfig, train
 
-    defaults = {"pgface": (32, 2e-3), "posegan": (16, 1e-3)}[args.network]
-    device = _device(args.device)
+    defaults = {"pgface": (32, 2e-3), "posegan": (16, 4e-3)}[args.network]
+    device = torch_device(args.device)
     config = TrainingConfig(
         steps=args.steps,
         seconds=args.seconds,
@@ -144,8 +161,9 @@ def _train(args: argparse.Namespace, corpus: Corpus) -> int:
     if progress.path("last.safetensors").exists() and not args.resume:
         raise UserError(f"{args.output} holds a training of {args.network}: --resume goes on with it, -o names another")
     speech = _speech(args.recognizer)
-    examples = _read(corpus, "train", speech, copies=args.copies, seed=args.seed)
-    held_out = _read(corpus, "held_out", speech)
+    copies = args.copies if args.copies is not None else 0 if args.features else 2
+    examples = _read(args, corpus, "train", speech, copies=copies)
+    held_out = _read(args, corpus, "held_out", speech)
     learner = _learner(args, corpus, speech, examples, held_out, config, device)
     if args.resume:
         progress.resume(learner)
@@ -186,13 +204,15 @@ def _learner(
 
     torch.manual_seed(args.seed)  # of the first weights
     network = _trained(args, corpus, Path(args.weights)) if args.weights else _new(args, corpus, examples[0])
+    network.config = replace(network.config, face=corpus.face)  # of older weights it is not known
     network.statistics = PoseStatistics.of(torch.cat([example.pose for example in examples]))
     network.to(device)
     if isinstance(network, PGFace):
         return FaceLearner(network, examples, held_out, config)
-    silence = np.zeros(SAMPLE_RATE, dtype=np.float32)
-    heard = (speech or SpectralSpeech())(silence, SAMPLE_RATE)[25]  # in its middle
-    examples = [*examples, *with_silence(examples, network.config.frames, torch.from_numpy(heard))]
+    if not args.features:  # else nobody knows what silence is
+        silence = np.zeros(SAMPLE_RATE, dtype=np.float32)
+        heard = (speech or SpectralSpeech())(silence, SAMPLE_RATE)[25]  # in its middle
+        examples = [*examples, *with_silence(examples, network.config.frames, torch.from_numpy(heard))]
     judge = PoseDiscriminatorConfig() if args.published else PoseDiscriminatorConfig(channels=32)
     return PoseLearner(network, examples, held_out, config, judge=judge)
 
@@ -201,28 +221,36 @@ def _new(args: argparse.Namespace, corpus: Corpus, example: Example) -> PoseGAN 
     from fastface.models.posegan import PGFace, PGFaceConfig, PoseGAN, PoseGANConfig
     from fastface.models.posegan.default import small_pgface, small_posegan
 
-    heard: dict[str, Any] = {"fps": corpus.fps, "speech": _front_end(args.recognizer)}
+    heard: dict[str, Any] = {"fps": corpus.fps, "speech": _front_end(args), "face": corpus.face}
     if args.network == "posegan":
-        return PoseGAN(replace(PoseGANConfig() if args.published else small_posegan(), frames=args.frames, **heard))
+        posegan = PoseGANConfig() if args.published else small_posegan()
+        return PoseGAN(replace(posegan, frames=args.frames or posegan.frames, **heard))
     sizes: dict[str, Any] = {"identities": len(example.identity), "expressions": example.expression.shape[1]}
     return PGFace(replace(PGFaceConfig() if args.published else small_pgface(), **sizes, **heard))
 
 
 def _trained(args: argparse.Namespace, corpus: Corpus, path: Path) -> PoseGAN | PGFace:
-    """The network of a file. Refuses one for other features or another frame rate than the corpus gives."""
+    """The network of a file. Refuses one for other features, frame rate or face model than the corpus has."""
     from fastface.models.posegan import PGFace, PoseGAN, load
+    from fastface.models.posegan.speaker import SPECTRAL
 
     network: PoseGAN | PGFace = load(path, PGFace) if args.network == "pgface" else load(path, PoseGAN)
-    expected = (corpus.fps, _front_end(args.recognizer))
+    expected = (corpus.fps, _front_end(args))
     found = (network.config.fps, network.config.speech)
+    if args.features and found[1] != SPECTRAL:  # whatever its name, the file has it
+        expected = (corpus.fps, found[1])
     if found != expected:
         raise UserError(f"the weights must be for fps and features {expected}, got {found}: {path}")
+    if network.config.face not in (None, corpus.face):
+        raise UserError(f"the weights must be for the face model {corpus.face}, got {network.config.face}: {path}")
     return network
 
 
-def _front_end(recognizer: str | None) -> str:
+def _front_end(args: argparse.Namespace) -> str:
     """As the configurations of the networks name what hears."""
-    return "spectral" if recognizer is None else "wav2vec2"
+    from fastface.models.posegan.speaker import PRECOMPUTED, SPECTRAL, WAV2VEC2
+
+    return PRECOMPUTED if args.features else WAV2VEC2 if args.recognizer else SPECTRAL
 
 
 def _speech(recognizer: str | None) -> SpeechFeatures | None:
@@ -232,17 +260,21 @@ def _speech(recognizer: str | None) -> SpeechFeatures | None:
 
 
 def _read(
-    corpus: Corpus, split: str, speech: SpeechFeatures | None, *, copies: int = 0, seed: int = 0
+    args: argparse.Namespace, corpus: Corpus, split: str, speech: SpeechFeatures | None, *, copies: int = 0
 ) -> list[Example]:
     """The examples, with a progress bar on a terminal."""
     from tqdm import tqdm
 
-    from fastface.models.posegan.dataset import read_examples
+    from fastface.audio import PrecomputedSpeech
+    from fastface.models.posegan.dataset import prepare, read_examples
 
     names = corpus.names(split)
     if not names:
         raise UserError(f"{corpus.folder} must have clips of the split {split!r}, got none")
-    examples = read_examples(corpus, split, speech=speech, copies=copies, seed=seed)
+    examples = read_examples(corpus, split, speech=speech, copies=copies, seed=args.seed)
+    if args.features:
+        heard = ((name, PrecomputedSpeech(Path(args.features) / f"{name}.npy")) for name in names)
+        examples = (prepare(name, corpus.read(name), speech=speech) for name, speech in heard)
     about = f"hearing {split.replace('_', ' ')} clips"
     return list(tqdm(examples, about, len(names), disable=not sys.stderr.isatty(), leave=False))
 
@@ -292,11 +324,3 @@ def _precision(asked: str, device: torch.device) -> str:
     if asked != "auto":
         return asked
     return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-
-
-def _device(name: str | None) -> torch.device:
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device must be one that torch can use here, got {name}") from error

@@ -6,6 +6,7 @@ from fastface.audio.short_term import ShortTermFeatures
 from fastface.audio.sound import Audio, Resampler, as_audio, read_audio
 from fastface.audio.speech import (
     PrecomputedSpeech,
+    PrecomputedSpeechStream,
     SpectralSpeech,
     SpectralSpeechStream,
     SpeechFeatures,
@@ -23,6 +24,7 @@ __all__ = [
     "LiveCharacters",
     "Normalization",
     "PrecomputedSpeech",
+    "PrecomputedSpeechStream",
     "Resampler",
     "ShortTermFeatures",
     "SpectralSpeech",

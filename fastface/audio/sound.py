@@ -114,7 +114,8 @@ def as_audio(samples: ArrayLike, sample_rate: int, *, to: int = SAMPLE_RATE) -> 
 def read_audio(path: str | Path, *, sample_rate: int = SAMPLE_RATE, start: float | None = None) -> Audio:
     """The sound of a file: wav, mp3, flac, the first audio track of a video, whatever FFmpeg opens.
 
-    Channels are averaged. A file that breaks off gives what came before the break. Notes say what was done.
+    Channels are averaged. What is damaged is silent, a file that breaks off gives what came before the break. Notes say
+    what was done.
 
     Args:
         sample_rate: wanted, Hz.
@@ -129,12 +130,14 @@ def read_audio(path: str | Path, *, sample_rate: int = SAMPLE_RATE, start: float
     path = existing(path)
     if path.stat().st_size == 0:
         raise ValueError(f"the sound is an empty file: {path}")
-    track = _decode(path)
-    mono, notes = track.mono, []
+    track, mono = _read(path)
+    notes = []
     if track.channels > 1:
         notes.append(f"{track.channels} channels averaged")
     if track.broken:
         notes.append(f"broken off after {len(mono) / track.sample_rate:.2f} s: {track.broken}")
+    if track.damaged:
+        notes.append(f"{track.damaged:.2f} s damaged and left silent")
     shift = 0 if start is None else round((start - track.start) * track.sample_rate)
     if shift >= len(mono):
         raise ValueError(f"the sound must reach beyond start = {start} s, got its end before that: {path}")
@@ -145,31 +148,70 @@ def read_audio(path: str | Path, *, sample_rate: int = SAMPLE_RATE, start: float
     return Audio(audio.samples, audio.sample_rate, (*notes, *audio.notes))
 
 
-@dataclass(frozen=True)
-class _Track:
-    mono: Samples  # [N]
-    sample_rate: int
-    channels: int
-    start: float  # seconds on the file's clock of the first sample
-    broken: str  # why the file breaks off, else empty
+class Track:
+    """The first audio track of a container: iterate, once, over its samples ``[n]`` as they are decoded.
+
+    Channels are averaged. A packet that cannot be decoded is silence of its length.
+
+    Args:
+        container: as `av.open` gives it.
+
+    Attributes:
+        sample_rate, channels: of the first frame, 0 before it.
+        start: seconds on the container's clock of the first sample.
+        damaged: seconds that could not be decoded.
+        broken: why the container gave no sound, or breaks off; else empty.
+    """
+
+    def __init__(self, container: Any) -> None:
+        self._container = container
+        self.sample_rate = self.channels = 0
+        self.start = self.damaged = 0.0
+        self.broken = ""
+
+    def __iter__(self) -> Iterator[Samples]:
+        av, why = _av(), "the audio track is empty"
+        planar = av.AudioResampler("fltp")
+        try:
+            if not self._container.streams.audio:
+                raise ValueError("the file has no audio track")
+            for packet in self._container.demux(self._container.streams.audio[0]):
+                try:
+                    parts = [part for frame in packet.decode() for part in planar.resample(self._begun(frame))]
+                except (av.FFmpegError, ValueError) as error:  # no frame, or one unlike those before
+                    why, parts = reason(error), []
+                    if self.sample_rate:
+                        yield self._lost(packet)
+                yield from (part.to_ndarray().mean(0) for part in parts)
+            if not self.sample_rate:
+                raise ValueError(why)
+        except (av.FFmpegError, OSError, ValueError) as error:
+            self.broken = reason(error)
+
+    def _begun(self, frame: Any) -> Any:
+        if not self.sample_rate:
+            self.sample_rate, self.channels = frame.sample_rate, frame.layout.nb_channels
+            self.start = float(frame.time or 0.0)
+        return frame
+
+    def _lost(self, packet: Any) -> Samples:
+        seconds = float((packet.duration or 0) * packet.time_base)
+        self.damaged += seconds
+        return np.zeros(round(seconds * self.sample_rate), dtype=np.float32)
 
 
-def _decode(path: Path) -> _Track:
+def _read(path: Path) -> tuple[Track, Samples]:
+    """A file's track, and all of its samples."""
     av = _av()
-    parts: list[Samples] = []
-    sample_rate, channels, start, broken = 0, 0, 0.0, ""
     try:
         with av.open(str(path)) as container:
-            for decoded, mono in decode(container):
-                if not parts:
-                    sample_rate, channels = decoded.sample_rate, decoded.layout.nb_channels
-                    start = float(decoded.time or 0.0)
-                parts.append(mono)
+            track = Track(container)
+            parts = list(track)
     except (av.FFmpegError, OSError, ValueError) as error:
-        broken = reason(error)
+        raise ValueError(f"cannot read sound from {path}: {reason(error)}") from error
     if not parts:
-        raise ValueError(f"cannot read sound from {path}: {broken or 'the audio track is empty'}")
-    return _Track(np.concatenate(parts), sample_rate, channels, start, broken)
+        raise ValueError(f"cannot read sound from {path}: {track.broken}")
+    return track, np.concatenate(parts)
 
 
 def existing(path: str | Path) -> Path:
@@ -180,16 +222,6 @@ def existing(path: str | Path) -> Path:
     if not path.exists():
         raise ValueError(f"no such sound file: {path}")
     return path
-
-
-def decode(container: Any) -> Iterator[tuple[Any, Samples]]:
-    """The frames of a container's first audio track, and their samples, channels averaged; ValueError without one."""
-    if not container.streams.audio:
-        raise ValueError("the file has no audio track")
-    planar = _av().AudioResampler("fltp")
-    for frame in container.decode(container.streams.audio[0]):
-        for part in planar.resample(frame):
-            yield frame, part.to_ndarray().mean(0)
 
 
 def reason(error: BaseException) -> str:

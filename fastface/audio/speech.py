@@ -34,6 +34,9 @@ _Array = NDArray[np.float64]
 
 FEATURES = 29
 STEP_RATE = 50  # steps per second
+# Columns of SpectralSpeech.
+BANDS = slice(0, 23)
+LOUDNESS, CHANGE, MURMUR, VOICING, CENTROID, FLATNESS = range(23, FEATURES)
 
 _STEP = SAMPLE_RATE // STEP_RATE
 _WINDOW = 512
@@ -42,7 +45,9 @@ _RANGE = 1e5  # what is 50 dB below the level counts as little
 _QUANTILE = 0.9  # of the loudness of what is heard: the level of vowels
 _QUIETEST, _LOUDEST = -60.0, 10.0  # dB of full scale; below the one nothing is heard
 _DECIBEL = 0.25  # the histogram's bins
-_DYNAMICS = 30.0  # dB under the loudest step that are still speech
+_DYNAMICS = 30.0  # dB under the loudest sound that are still speech
+_LASTING = 10, 0.01  # steps, and share of them, that the loudest sound takes at least: a pop or a clap is none
+_MEMORY = 60 * STEP_RATE  # steps after which what was heard counts 1/e; after five times as many it counts for nothing
 _LOWEST_LEVEL = -50.0
 _USUAL_LEVEL = -25.0
 _AT_ONCE = 1024  # steps; keeps the working set within tens of megabytes
@@ -60,7 +65,7 @@ class PrecomputedSpeech:
     """Features that another program computed: a `.npy` of ``[T, 29]``, or a `.npz` with that array, 50 steps a second.
 
     Raises:
-        ValueError: no such file, not such an array, or values that are not finite.
+        ValueError: no such file, not such an array, none, or values that are not finite.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -78,10 +83,41 @@ class PrecomputedSpeech:
 
     def __call__(self, samples: Samples, sample_rate: int) -> Features:
         """The features. Raises ValueError for sound whose length differs from theirs by more than 0.2 s."""
-        seconds, expected = len(self.features) / STEP_RATE, len(samples) / sample_rate
+        self.check(len(samples) / sample_rate)
+        return self.features
+
+    def check(self, expected: float) -> None:
+        """Raises ValueError for sound of so many seconds where that is not the features' length within 0.2 s."""
+        seconds = len(self.features) / STEP_RATE
         if abs(seconds - expected) > 0.2:
             raise ValueError(f"{self.path} must be features of {expected:.2f} s of sound, got {seconds:.2f} s")
-        return self.features
+
+
+class PrecomputedSpeechStream:
+    """`PrecomputedSpeech` beside its sound as that comes: step n with the sound up to (n + 1) / 50 s."""
+
+    def __init__(self, speech: PrecomputedSpeech) -> None:
+        self._speech = speech
+        self._samples = self._steps = 0  # so far
+
+    def push(self, samples: Samples) -> Features:
+        """``[n, 29]``, often none; none either beyond the end of the file's."""
+        self._samples += len(samples)
+        return self._until(self._samples // _STEP)
+
+    def finish(self) -> Features:
+        """The steps that are left of ``ceil(N / 320)``, the last one of the file held.
+
+        Raises ValueError where sound and features differ by more than 0.2 s.
+        """
+        self._speech.check(self._samples / SAMPLE_RATE)
+        rest = self._until(_count(self._samples))
+        return np.concatenate([rest, self._speech.features[-1:].repeat(_count(self._samples) - self._steps, 0)])
+
+    def _until(self, step: int) -> Features:
+        steps = self._speech.features[self._steps : step]
+        self._steps += len(steps)
+        return steps
 
 
 class SpectralSpeech:
@@ -90,10 +126,13 @@ class SpectralSpeech:
     Args:
         level: that of the speech in dB of full scale, such as `speech_level` of an earlier recording with the same
             microphone; None: that of each sound.
+
+    Raises:
+        ValueError: a level that is not finite.
     """
 
     def __init__(self, level: float | None = None) -> None:
-        self.level = level
+        self.level = _finite(level)
 
     def __call__(self, samples: ArrayLike, sample_rate: int = SAMPLE_RATE) -> Features:
         """``[T, 29]`` of mono samples ``[N]``, integers or floats in [-1, 1]. Silence is valid and gives zeros.
@@ -111,14 +150,14 @@ class SpectralSpeechStream:
     """`SpectralSpeech` live: push samples in pieces of any size, get the steps that they complete.
 
     Step n comes with the sound up to `latency` = 0.016 s past its time. With a `level` the steps equal those of
-    `SpectralSpeech(level)` to rounding. Without one, each step takes the level of the sound so far, which starts as if
-    half a second of usual speech had been heard (-25 dB of full scale).
+    `SpectralSpeech(level)` to rounding. Without one, each step takes the level of the last five minutes; it starts as
+    if half a second of usual speech had been heard (-25 dB of full scale).
     """
 
     latency = _WINDOW / 2 / SAMPLE_RATE
 
     def __init__(self, level: float | None = None) -> None:
-        self._fixed, self._running = level, _Level(prior=STEP_RATE // 2)
+        self._fixed, self._running = _finite(level), _Level(prior=STEP_RATE // 2, memory=_MEMORY)
         self._buffer: Samples = np.zeros(_WINDOW // 2, dtype=np.float32)  # the silence before the sound
         self._before = 0.0  # loudness of the last step
         self._length = self._steps = 0  # samples and steps so far
@@ -149,13 +188,16 @@ class SpectralSpeechStream:
         ]
         features = spectra.features(np.array(levels), self._before)
         if count:
-            self._before = float(features[-1, _LOUDNESS])
+            self._before = float(features[-1, LOUDNESS])
         return features
 
 
 def speech_level(samples: ArrayLike, sample_rate: int = SAMPLE_RATE) -> float:
-    """The level of speech in dB of full scale: the loudness that a tenth of the steps within 30 dB of the loudest one
-    exceed, at least -50; -25 where nothing is over -60. Errors as in `SpectralSpeech`.
+    """The level of speech in dB of full scale: the loudness that a tenth of the steps within 30 dB of the loudest sound
+    exceed, at least -50; -25 where nothing is over -60.
+
+    The loudest sound is what lasts 0.2 s and 1 % of all that is over -60 dB, or half of it where it is shorter. So a
+    pop or a clap does not count. Errors as in `SpectralSpeech`.
     """
     return _Level().heard(_Spectra.of(_mono(samples, sample_rate)).loudness)
 
@@ -167,8 +209,6 @@ def to_frame_rate(features: ArrayLike, frames: int, fps: float) -> Features:
         ValueError: features that are not finite ``[T, 29]`` with T of at least 1, negative frames, fps not positive.
     """
     steps = _checked(features)
-    if not len(steps):
-        raise ValueError(f"features must be [T, {FEATURES}] with T of at least 1, got {list(steps.shape)}")
     if frames < 0 or not 0 < fps < np.inf:
         raise ValueError(f"frames must be at least 0 and fps positive, got {frames} and {fps}")
     at = (np.arange(frames) * (STEP_RATE / fps)).clip(max=len(steps) - 1)
@@ -183,20 +223,26 @@ class _Level:
 
     Args:
         prior: how many steps at the usual level count as heard.
+        memory: steps after which what was heard counts 1/e, so that a level follows who speaks now; none by default.
     """
 
-    def __init__(self, prior: int = 0) -> None:
+    def __init__(self, prior: int = 0, memory: float = np.inf) -> None:
         self._counts = np.zeros(round((_LOUDEST - _QUIETEST) / _DECIBEL))
         self._counts[round((_USUAL_LEVEL - _QUIETEST) / _DECIBEL)] = prior
+        self._memory = memory
 
     def heard(self, loudness: _Array) -> float:
         """The level after steps of that power ``[n]``."""
         decibels = 10 * np.log10(loudness + 1e-12)
         bins = np.rint((decibels[decibels > _QUIETEST] - _QUIETEST) / _DECIBEL).astype(np.intp)
+        self._counts *= np.exp(-len(bins) / self._memory)
         np.add.at(self._counts, bins.clip(max=len(self._counts) - 1), 1)
-        if not self._counts.any():
+        heard = self._counts.sum()
+        if not heard:
             return _USUAL_LEVEL
-        loudest = int(np.flatnonzero(self._counts)[-1])
+        steps, share = _LASTING
+        lasting = min(max(steps, share * heard), heard / 2)
+        loudest = int(np.flatnonzero(self._counts[::-1].cumsum()[::-1] >= lasting)[-1])
         speech = np.arange(len(self._counts)) >= loudest - _DYNAMICS / _DECIBEL
         reached = (self._counts * speech).cumsum()
         return max(_LOWEST_LEVEL, _QUIETEST + _DECIBEL * int(np.searchsorted(reached, _QUANTILE * reached[-1])))
@@ -215,7 +261,6 @@ _FREQUENCY = np.fft.rfftfreq(_BINS, 1 / SAMPLE_RATE)
 _HANN = np.hanning(_WINDOW + 1)[:-1]
 _EMPHASIS = np.abs(1 - 0.97 * np.exp(-2j * np.pi * _FREQUENCY / SAMPLE_RATE)) ** 2
 _BANDS = (np.concatenate([_mel_bands(100, 4000, 20), _mel_bands(4000, 7600, 3)]) * _EMPHASIS).T
-_LOUDNESS = _BANDS.shape[1]  # its index among the features
 _HEARD = (_FREQUENCY >= 80) & (_FREQUENCY <= 4000)
 _LAGS = slice(SAMPLE_RATE // 400, SAMPLE_RATE // 70)
 _WINDOW_CORRELATION = np.fft.irfft(np.abs(np.fft.rfft(_HANN, _BINS)) ** 2)[_LAGS] / (_HANN**2).sum()
@@ -231,7 +276,7 @@ class _Spectra:
             for first in range(0, count, _AT_ONCE)
         ]
         measured = np.concatenate([np.zeros((0, _BANDS.shape[1] + 5)), *parts])
-        self._bands, self.loudness, self._shapes = np.split(measured, [_LOUDNESS, _LOUDNESS + 1], axis=1)
+        self._bands, self.loudness, self._shapes = np.split(measured, [LOUDNESS, LOUDNESS + 1], axis=1)
         self.loudness = self.loudness[:, 0]  # power; 1 is that of full scale
 
     @classmethod
@@ -274,6 +319,12 @@ def _count(samples: int) -> int:
     return -(-samples // _STEP)
 
 
+def _finite(level: float | None) -> float | None:
+    if level is not None and not np.isfinite(level):
+        raise ValueError(f"level must be finite dB of full scale, got {level}")
+    return level
+
+
 def _mono(samples: ArrayLike, sample_rate: int) -> Samples:
     values = to_float(samples)
     if values.ndim != 1:
@@ -287,6 +338,8 @@ def _checked(features: ArrayLike) -> Features:
     values = np.asarray(features)
     if values.ndim != 2 or values.shape[1] != FEATURES or values.dtype.kind not in "iuf":
         raise ValueError(f"features must be [T, {FEATURES}] numbers, got {list(values.shape)} {values.dtype}")
+    if not len(values):
+        raise ValueError(f"features must be [T, {FEATURES}] with T of at least 1, got {list(values.shape)}")
     if not np.isfinite(values).all():
         raise ValueError(f"features must be finite, got {int((~np.isfinite(values)).sum())} values that are not")
     return values.astype(np.float32)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -79,12 +80,21 @@ class Wav2Vec2Recognizer:
 
     @classmethod
     def from_pretrained(cls, name: str = "facebook/wav2vec2-base-960h", **options: Any) -> Wav2Vec2Recognizer:
-        """From a model hub's name or a folder. Raises ImportError without transformers."""
+        """From a folder, or from a model hub's name; what has been downloaded is not asked for again.
+
+        Raises:
+            ImportError: transformers is not installed.
+            ValueError: no such model, or no hub that answers.
+        """
         try:
             from transformers import Wav2Vec2ForCTC, Wav2Vec2Processor
         except ImportError as error:
             raise ImportError(_INSTALL) from error
-        return cls(Wav2Vec2ForCTC.from_pretrained(name), Wav2Vec2Processor.from_pretrained(name), **options)
+        try:
+            parts = _load(name, Wav2Vec2ForCTC, Wav2Vec2Processor)
+        except OSError as error:
+            raise ValueError(f"cannot load the recogniser {name}: {error}") from error
+        return cls(*parts, **options)
 
     def log_probabilities(self, samples: Samples, sample_rate: int = SAMPLE_RATE) -> NDArray[np.float32]:
         """``[T, 29]`` in DeepSpeech's order, one step per 20 ms, normalised over the 29; none for under 25 ms of sound.
@@ -114,3 +124,23 @@ class Wav2Vec2Recognizer:
     def _hear(self, values: Tensor) -> NDArray[np.float32]:
         logits = self._model(values.to(self._model.device, self._model.dtype)).logits[0]  # [T, tokens]
         return np.asarray(logits[:, self._order].float().log_softmax(-1).cpu())
+
+
+def _load(name: str, *kinds: Any) -> list[Any]:
+    try:
+        return [kind.from_pretrained(name, local_files_only=True) for kind in kinds]
+    except OSError:
+        if Path(name).exists():
+            raise
+    _ask_hub(name)
+    return [kind.from_pretrained(name) for kind in kinds]
+
+
+def _ask_hub(name: str) -> None:
+    """Raises OSError at once where a model's hub does not answer or has none such: loading would try for minutes."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().model_info(name, timeout=10)
+    except Exception as error:  # of whichever HTTP library the hub's client uses
+        raise OSError(f"neither a folder nor downloaded, and the hub says: {error}") from error

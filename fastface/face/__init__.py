@@ -4,6 +4,7 @@ from fastface.face.camera import Camera, CameraAdapter, adapt_cameras, rotation_
 from fastface.face.crop import face_square, resized
 from fastface.face.fitting import FaceFitter, FaceParameters, transfer_dense
 from fastface.face.landmarks import Face, Landmarks, MediaPipeLandmarks, PrecomputedLandmarks, largest_face
+from fastface.face.lips import LipGap, lip_gap_in_widths, lip_gap_mm
 from fastface.face.loaders import built_in_head, load_face_model, save_face_model
 from fastface.face.model import MorphableModel, SurfacePoints, pncc_colors
 from fastface.face.pncc import PNCC
@@ -20,6 +21,7 @@ __all__ = [
     "FaceParameters",
     "FaceTracker",
     "LandmarkSketch",
+    "LipGap",
     "Landmarks",
     "MediaPipeLandmarks",
     "MorphableModel",
@@ -31,6 +33,8 @@ __all__ = [
     "draw_landmarks",
     "face_square",
     "largest_face",
+    "lip_gap_in_widths",
+    "lip_gap_mm",
     "load_face_model",
     "pncc_colors",
     "resized",

@@ -211,7 +211,7 @@ class VideoWriter:
             self._sink = _Folder(self.path)
         if audio is not None and kind != "container":
             self.notes.append(
-                f"{'a gif' if kind == 'gif' else 'a folder of PNGs'} has no sound; the driving video's is left out"
+                f"{'a gif' if kind == 'gif' else 'a folder of PNGs'} has no sound, that of {audio} is left out"
             )
 
     def write(self, frame: Image, seconds: float | None = None) -> None:
@@ -344,7 +344,7 @@ class _Sound:
 
     def __init__(self, path: Path, start: float) -> None:
         av = _av()
-        self._start = start
+        self._path, self._start = path, start
         try:
             self._in = av.open(str(path))
         except (av.FFmpegError, OSError, ValueError) as error:
@@ -360,13 +360,13 @@ class _Sound:
         av = _av()
         if not self._in.streams.audio:
             self.close()
-            return "the driving video has no sound"
+            return f"{self._path} has no sound"
         stream = self._in.streams.audio[0]
         self._copy = stream.codec_context.name in ("aac", "mp3", "ac3", "alac")
         if self._copy:
             self._out_stream = out.add_stream_from_template(stream)
         else:
-            rate = stream.codec_context.sample_rate or 48_000
+            rate = _aac_rate(stream.codec_context.sample_rate or 48_000)
             self._out_stream = out.add_stream("aac", rate=rate)
             self._resampler = av.AudioResampler("fltp", "stereo", rate, frame_size=1024)  # what AAC takes
         self._packets = self._read(stream)
@@ -380,8 +380,15 @@ class _Sound:
             if self._copy:
                 yield from (packet for packet in self._in.demux(stream) if packet.pts is not None)
             else:
-                for frame in self._in.decode(stream):
-                    yield from self._resampler.resample(frame)
+                first = None
+                for packet in self._in.demux(stream):
+                    try:
+                        frames = packet.decode()
+                        parts = [part for frame in frames for part in self._resampler.resample(frame)]
+                        first = first or next(iter(frames), None)
+                    except (av.FFmpegError, ValueError):  # damaged: silence, so that the rest stays in its place
+                        parts = self._resampler.resample(_silence(packet, first)) if first else []
+                    yield from parts
                 yield from self._resampler.resample(None)
         except (av.FFmpegError, OSError, ValueError):
             return  # broken sound ends where it breaks
@@ -412,6 +419,21 @@ class _Sound:
     def close(self) -> None:
         self._waiting = None
         self._in.close()
+
+
+def _silence(packet: Any, like: Any) -> Any:
+    """A frame of silence as long as a packet of sound, in the format of another frame."""
+    samples = round(float((packet.duration or 0) * packet.time_base) * like.sample_rate)
+    frame = _av().AudioFrame(like.format.name, like.layout.name, samples)
+    frame.sample_rate, frame.pts, frame.time_base = like.sample_rate, packet.pts, packet.time_base
+    for plane in frame.planes:
+        plane.update(bytes(plane.buffer_size))
+    return frame
+
+
+def _aac_rate(rate: int) -> int:
+    """The nearest rate in Hz that AAC has."""
+    return int(min(_av().Codec("aac", "w").audio_rates, key=lambda known: abs(known - rate)))
 
 
 class _Gif:

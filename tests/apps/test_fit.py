@@ -133,10 +133,59 @@ def test_fit_and_go_on(tmp_path: Path, video: Path, capsys) -> None:
     assert "25.0" in capsys.readouterr().err
 
 
+def test_an_only_clip_has_its_end_held_out(tmp_path: Path, video: Path, capsys, monkeypatch) -> None:
+    from fastface.apps import fit
+    from fastface.apps.cli import main
+
+    monkeypatch.setattr(fit, "_LEAST", 1.0)  # the video is too short for two seconds of each
+    assert main(["fit", str(video), "-o", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    assert "2 clips, 0.0 minutes, 1 held out" in said.out and "held out" not in said.err
+    corpus = read_corpus(tmp_path)
+    assert (corpus.names("train"), corpus.names("held_out")) == (["her_000"], ["her_001"])
+    first, last = (corpus.read(name) for name in ("her_000", "her_001"))
+    assert (len(first.pose), len(last.pose)) == (36, 25) and len(first.opening) == 36
+    assert (len(first.samples), len(last.samples)) == (36 * 640, 25 * 640)
+
+
+def test_parts_of_a_clip_meet() -> None:
+    from fastface.apps.fit import _parted
+
+    seen, _, _ = track(200)
+    (clip,) = cut(extract(seen, built_in_head(), 25.0), np.linspace(0, 1, 8 * 16_000), 25.0, built_in_head())
+    first, last = _parted(clip)
+    assert (first.seconds, last.seconds) == (6.0, 2.0), "two seconds, and more of what is longer than ten"
+    for name in ("samples", "pose", "expression", "opening"):
+        assert np.array_equal(np.concatenate([getattr(first, name), getattr(last, name)]), getattr(clip, name))
+    assert _parted(last) == [last]
+
+
+def test_a_bad_video_does_not_end_the_run(tmp_path: Path, video: Path, capsys) -> None:
+    from fastface.apps.cli import main
+
+    (tmp_path / "text.mp4").write_text("no video")
+    out = tmp_path / "out"
+    assert main(["fit", str(tmp_path / "text.mp4"), str(video), "-o", str(out)]) == 1
+    said = capsys.readouterr()
+    refused, *notes = said.err.splitlines()
+    assert refused.startswith("fastface fit: cannot read a video from") and "1 clips" in said.out
+    assert any("no clip is held out" in note for note in notes) and notes[-1] == "note: 1 of 2 videos could not be used"
+    assert read_corpus(out).names("train") == ["her_000"]
+
+
 def test_what_is_refused(tmp_path: Path, video: Path, capsys) -> None:
     from fastface.apps.cli import main
-    from fastface.media import VideoWriter
+    from fastface.media import VideoReader, VideoWriter
 
+    with wave.open(str(tmp_path / "hush.wav"), "wb") as sound:
+        sound.setparams((1, 2, 8000, 0, "NONE", ""))
+        sound.writeframes(np.random.default_rng(0).integers(-20, 20, 20_000, dtype="<i2").tobytes())
+    with (
+        VideoReader(video) as reader,
+        VideoWriter(tmp_path / "hush.mp4", fps=10, audio=str(tmp_path / "hush.wav")) as writer,
+    ):
+        for frame, _ in reader:
+            writer.write(frame)
     with VideoWriter(tmp_path / "mute.mp4", fps=10) as writer:
         writer.write(np.zeros((64, 64, 3), dtype=np.uint8))
     with VideoWriter(tmp_path / "empty.mp4", fps=10, audio=str(video.parent / "tone.wav")) as writer:
@@ -146,6 +195,7 @@ def test_what_is_refused(tmp_path: Path, video: Path, capsys) -> None:
         (["none.mp4"], "no such video"),
         ([str(tmp_path / "mute.mp4")], "no audio track"),
         ([str(tmp_path / "empty.mp4")], "no face"),
+        ([str(tmp_path / "hush.mp4")], "must have sound of someone who talks, got silence"),
         ([str(video), str(video)], "her twice"),
         ([str(video), "--seconds", "1"], "2 s or more"),
         ([str(video), "--fps", "1"], "--fps"),

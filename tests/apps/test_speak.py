@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import wave
 from pathlib import Path
 
@@ -17,7 +18,7 @@ data = pytest.importorskip("skimage.data", reason="needs scikit-image: pip insta
 from fastface.apps.cli import main  # noqa: E402  # after the skips
 from fastface.audio import read_audio  # noqa: E402
 from fastface.face import FaceTracker, built_in_head  # noqa: E402
-from fastface.media import VideoReader, read_image, write_image  # noqa: E402
+from fastface.media import VideoReader, VideoWriter, read_image, write_image  # noqa: E402
 from fastface.models.headgan import Generator, GeneratorConfig, track_faces  # noqa: E402
 from fastface.models.posegan import PGFace, PoseGAN, save  # noqa: E402
 from tests.models.small_posegan import small_pgface, small_posegan  # noqa: E402
@@ -142,9 +143,9 @@ def test_headgan_hears_and_speaks(folder, tmp_path, capsys) -> None:
     shapes = {name: small[layout.rename(name)].shape for name in fold_spectral_norm(seeded_state_dict(layout.name))}
     state = {name: 0.5 * torch.randn(shape) / max(1, shape[1:].numel()) ** 0.5 for name, shape in shapes.items()}
     save_file(state, tmp_path / "g.safetensors")
-    extra = ["--model", "headgan", "--checkpoint", tmp_path / "g.safetensors", "--fps", 10]
+    extra = ["--checkpoint", tmp_path / "g.safetensors", "--fps", 10]
     told = speak(folder, capsys, "-o", tmp_path / "out.mp4", *extra)
-    assert told["frames"] == 12 and told["model"] == "headgan"
+    assert told["frames"] == 12 and told["model"] == "headgan", "as the weights are"
     first, *others = frames(tmp_path / "out.mp4")
     assert any(np.abs(first - other).mean() > 0.1 for other in others)
 
@@ -159,7 +160,7 @@ def test_live_portrait_speaks(folder, tmp_path, capsys, monkeypatch) -> None:
         lambda **options: made(width=0.05, **options | {"config": LivePortraitConfig(size=256, network=128)}),
     )
     capsys.readouterr()
-    arguments = ["--speaker", str(folder), "--model", "live_portrait", "--untrained", "--fps", "5", "--json"]
+    arguments = ["--speaker", str(folder), "--untrained", "--device", "cpu", "--fps", "5", "--json"]
     sounds = [str(folder / "me.png"), str(folder / "words.wav"), "-o", str(tmp_path / "out.mp4")]
     assert main(["speak", *sounds, *arguments]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -173,15 +174,57 @@ def test_a_recogniser_for_networks_that_were_trained_with_it(folder, tmp_path, c
         def log_probabilities(self, samples: np.ndarray, rate: int) -> np.ndarray:
             return SpectralSpeech()(samples, rate)
 
-    monkeypatch.setattr(Wav2Vec2Recognizer, "from_pretrained", lambda name: Recognizer())
+    loaded: list[str] = []
+    monkeypatch.setattr(Wav2Vec2Recognizer, "from_pretrained", lambda name: loaded.append(name) or Recognizer())
     keep(tmp_path, *talker("wav2vec2"))
     extra = ["--speaker", tmp_path, "--recognizer", "any"]
     assert speak(folder, capsys, "-o", tmp_path / "out.mp4", *extra)["frames"] == 30
     paths = [str(folder / "me.png"), str(folder / "words.wav"), "--speaker", str(tmp_path)]
     assert main(["speak", *paths]) == 2
-    assert "networks for 'wav2vec2': pass a recognizer" in capsys.readouterr().err
+    assert "the networks hear 'wav2vec2' features: pass a recognizer" in capsys.readouterr().err
     assert main(["speak", *paths[:2], "--speaker", str(folder), "--recognizer", "any"]) == 2
-    assert "hears the built-in features and the model nothing: leave --recognizer out" in capsys.readouterr().err
+    assert "neither the speaker nor the model listens to a recogniser" in capsys.readouterr().err
+    assert loaded == ["any"], "not for nothing"
+
+
+def test_precomputed_features_in_the_place_of_any_recogniser(folder, tmp_path, capsys) -> None:
+    from fastface.audio import SpectralSpeech
+
+    keep(tmp_path, *talker("deepspeech"))
+    sound = read_audio(folder / "words.wav").samples
+    for name, samples in (("whole", sound), ("short", sound[:12_000])):
+        np.save(tmp_path / f"{name}.npy", SpectralSpeech()(samples))
+    given = ["--speaker", tmp_path, "--features", tmp_path / "whole.npy"]
+    for name, extra in (("a", []), ("b", given)):
+        speak(folder, capsys, "-o", tmp_path / name, "--fps", 10, *extra)
+    a, b = ([read_image(path) for path in sorted((tmp_path / name).iterdir())] for name in "ab")
+    assert len(a) == 12 and all(map(np.array_equal, a, b)), "the same features, the same face"
+    paths = [str(folder / "me.png"), str(folder / "words.wav"), "--speaker", str(tmp_path), "--features"]
+    assert main(["speak", *paths, str(tmp_path / "short.npy")]) == 2
+    assert "must be features of 1.20 s of sound, got 0.76 s" in capsys.readouterr().err
+
+
+def test_long_sound_needs_no_more_memory(folder, tmp_path, capsys, monkeypatch) -> None:
+    """Three minutes; not the peak, which is that of other tests."""
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("needs Linux: memory is read in its units")
+    resident: list[float] = []
+    write = VideoWriter.write
+
+    def watched(self: VideoWriter, *arguments: object) -> None:
+        resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20)
+        write(self, *arguments)
+
+    monkeypatch.setattr(VideoWriter, "write", watched)
+    sound = say(tmp_path / "long.wav", np.tile(voice(1.2, 16_000), 150))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # steps as small as these wait for one another
+    try:
+        told = speak(folder, capsys, "-o", tmp_path / "out.mp4", "--size", 64, "--fps", 2, sound=sound)
+    finally:
+        torch.set_num_threads(threads)
+    assert told["frames"] == len(resident) == 360
+    assert max(resident[240:]) - max(resident[:120]) < 5, "MiB; the last two minutes have 8 of sound"
 
 
 def test_lips_are_measured(folder, tmp_path, capsys) -> None:
@@ -189,6 +232,15 @@ def test_lips_are_measured(folder, tmp_path, capsys) -> None:
     extra = ["--size", "256", "--measure", "--pose-strength", "0"]
     told = speak(folder, capsys, "-o", tmp_path / "out.mp4", *extra, sound=tmp_path / "long.wav")
     assert told["lips"]["correlation"] > 0.7 and abs(told["lips"]["lag_ms"]) <= 80
+
+
+def test_lips_that_hardly_follow_have_no_lag(folder, tmp_path, capsys, monkeypatch) -> None:
+    from fastface.models.posegan import sync
+
+    monkeypatch.setattr(sync, "lip_sync", lambda *_: sync.LipSync(0.16, -0.39, 2.0))
+    arguments = [str(folder / "me.png"), str(folder / "words.wav"), "--speaker", str(folder), "--size", "64"]
+    assert main(["speak", *arguments, "--fps", "2", "--measure", "-o", str(tmp_path / "out.mp4")]) == 0
+    assert "lips hardly follow the sound: r 0.16\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -199,8 +251,9 @@ def test_lips_are_measured(folder, tmp_path, capsys) -> None:
         (20 * voice(1.0, 44_100), 44_100, 25),
         (voice(1.0, 16_000)[7000:8600], 16_000, 3),
         (np.ones(1), 16_000, 1),
+        (1e-3 * voice(1.0, 16_000), 16_000, 25),
     ],
-    ids=["silence", "8 kHz", "clipping", "0.1 s", "one sample"],
+    ids=["silence", "8 kHz", "clipping", "0.1 s", "one sample", "too quiet"],
 )
 def test_any_sound(folder, tmp_path, capsys, samples, rate, count) -> None:
     sound = say(tmp_path / "it.wav", samples, rate)
@@ -209,6 +262,8 @@ def test_any_sound(folder, tmp_path, capsys, samples, rate, count) -> None:
     assert ("not measured: lips need 0.5 s of voiced sound" in str(told["notes"])) == (count == 1)
     silent = not samples.any()
     assert ("the sound is silent: the mouth stays closed" in told["notes"]) == silent
+    quiet = np.abs(samples).max() < 0.01 and not silent
+    assert ("the sound is too quiet, -75 dB of full scale" in str(told["notes"])) == quiet
 
 
 def test_words_for_people(folder, tmp_path, capsys) -> None:
@@ -216,7 +271,7 @@ def test_words_for_people(folder, tmp_path, capsys) -> None:
     assert main(["speak", *arguments, "-o", str(tmp_path / "out.gif")]) == 0
     said = capsys.readouterr()
     assert "30 frames of 1.2 s of sound; ms per frame (mean): " in said.out and "real-time factor: " in said.out
-    assert "has no sound" in said.err
+    assert f"a gif has no sound, that of {folder / 'words.wav'} is left out" in said.err
 
 
 @pytest.mark.parametrize(
@@ -232,8 +287,22 @@ def test_words_for_people(folder, tmp_path, capsys) -> None:
         (["{me}", "{words}", "--seed", "-1"], "--seed must be at least 0, got -1"),
         (["{me}", "{words}", "--speaker", "none"], "no such checkpoint file"),
         (["{me}", "{words}", "--model", "headgan"], "--model headgan needs --checkpoint FILE"),
-        (["{me}", "{words}", "--checkpoint", "{text}"], "--checkpoint is for --model headgan, got --model lifted"),
-        (["{me}", "{words}", "--weights", "."], "--weights is for --model live_portrait, got --model lifted"),
+        (
+            ["{me}", "{words}", "--model", "lifted", "--checkpoint", "{text}"],
+            "is for --model headgan, got --model lifted",
+        ),
+        (
+            ["{me}", "{words}", "--checkpoint", "{text}", "--weights", "."],
+            "for --model live_portrait, got --model headgan",
+        ),
+        (["{me}", "{words}", "--checkpoint", "{text}"], "text.txt"),
+        (["{me}", "{words}", "--device", "cuda:99"], "--device cuda:99 needs --checkpoint"),
+        (["{me}", "{words}", "--untrained", "--device", "cuda:99"], "must be one that torch can use here, got cuda:99"),
+        (["{me}", "{words}", "--features", "none.npy"], "'spectral' features: they are measured here"),
+        (
+            ["{me}", "{words}", "--speaker", "{deepspeech}", "--features", "none.npy"],
+            "cannot read speech features from",
+        ),
         (["{me}", "{words}", "--model", "live_portrait"], "needs --weights DIR; --untrained tries it"),
         (
             ["{me}", "{words}", "--model", "live_portrait", "--untrained", "--size", "512"],
@@ -243,7 +312,10 @@ def test_words_for_people(folder, tmp_path, capsys) -> None:
         (["{me}", "{words}", "--pose-from", "{me}", "--pose-strength", "2"], "leave it out with --pose-from"),
         (["{me}", "{words}", "-o", "{words}"], "the extension must be one of"),
         (["{me}", "{words}", "-o", "pngs", "--measure"], "--measure reads the video again, got a folder of PNGs"),
-        (["{me}", "{words}", "--speaker", "{deepspeech}"], "got networks for 'deepspeech': train them anew"),
+        (
+            ["{me}", "{words}", "--speaker", "{deepspeech}"],
+            "the networks hear 'deepspeech' features: pass precomputed features",
+        ),
     ],
 )
 def test_bad_input(folder, tmp_path, capsys, monkeypatch, arguments, message) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fastface.apps.cli import main
+from fastface.audio import SpectralSpeech
 from fastface.models.posegan import PGFace, PGFaceConfig, PoseGAN, load, save
+from fastface.models.posegan.corpus import read_corpus
 from tests.models.made_speech import made_corpus
 
 
@@ -71,12 +74,44 @@ def test_one_seed_one_result_and_on_from_weights(tmp_path: Path, corpus: Path, c
     assert further["score"] < scores[0]
 
 
+def test_features_of_another_program(tmp_path: Path, corpus: Path, capsys) -> None:
+    heard = tmp_path / "heard"
+    heard.mkdir()
+    data = read_corpus(corpus)
+    for clip in data.clips:
+        np.save(heard / f"{clip['name']}.npy", SpectralSpeech()(data.read(clip["name"]).samples))
+    options = ("--steps", 2, "--every", 2, "--batch", 2, "--seed", 3)
+    for network, sizes in (("pgface", ()), ("posegan", ("--frames", 33))):
+        command = ("train", network, corpus, *options, *sizes)
+        given = summary(capsys, *command, "-o", tmp_path / "given", "--features", heard)
+        if network == "pgface":
+            measured = summary(capsys, *command, "-o", tmp_path / "measured", "--copies", 0)
+            assert given["score"] == measured["score"], "the same numbers"
+        evaluated = ("train", network, corpus, "--evaluate", "--weights", tmp_path / "given" / f"{network}.safetensors")
+        assert "got (25.0, 'precomputed')" in refused(capsys, *evaluated)
+        assert summary(capsys, *evaluated, "--features", heard)
+    assert load(tmp_path / "given" / "posegan.safetensors", PoseGAN).config.speech == "precomputed"
+    assert "'precomputed'), got (25.0, 'spectral')" in refused(
+        capsys, "train", "pgface", corpus, "--evaluate", "--features", heard
+    )
+    (heard / f"{data.names('held_out')[0]}.npy").unlink()
+    assert "cannot read speech features" in refused(capsys, *command[:3], "-o", tmp_path / "more", "--features", heard)
+
+
 def test_what_is_refused(tmp_path: Path, corpus: Path, capsys) -> None:
     assert "corpus.json" in refused(capsys, "train", "pgface", tmp_path)
     assert "500" in refused(capsys, "train", "posegan", corpus, "-o", tmp_path, "--frames", 500)
     assert "--device" in refused(capsys, "train", "pgface", corpus, "-o", tmp_path, "--device", "nowhere")
     assert "steps" in refused(capsys, "train", "pgface", corpus, "-o", tmp_path, "--steps", 0)
     assert "--resume" in refused(capsys, "train", "pgface", corpus, "--resume", "--evaluate")
+    for option in (("--published",), ("--frames", 64)):
+        for other in (("--weights", "any.safetensors"), ("--evaluate",)):
+            assert "is for new networks" in refused(capsys, "train", "posegan", corpus, *option, *other)
+    assert "--frames is for posegan" in refused(capsys, "train", "pgface", corpus, "--frames", 64)
+    for option in (("--recognizer", "any"), ("--copies", 2)):
+        assert "leave --recognizer and --copies out" in refused(
+            capsys, "train", "pgface", corpus, "--features", tmp_path, *option
+        )
     assert "last.safetensors" in refused(capsys, "train", "pgface", corpus, "-o", tmp_path, "--resume")
     save(PGFace(), tmp_path / "other.safetensors")
     evaluated = ("train", "pgface", corpus, "--evaluate", "--weights", tmp_path / "other.safetensors")

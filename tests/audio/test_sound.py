@@ -12,6 +12,8 @@ import pytest
 av = pytest.importorskip("av", reason="needs PyAV: pip install 'fastface-kernels[audio]'")
 
 from fastface.audio import Resampler, as_audio, read_audio  # noqa: E402  # after the skip
+from fastface.audio.reader import AudioReader  # noqa: E402
+from fastface.media import VideoWriter  # noqa: E402
 
 
 def tone(rate: int, seconds: float = 1.0, hertz: float = 440.0) -> np.ndarray:
@@ -134,6 +136,45 @@ def test_a_broken_end_gives_what_came_before(tmp_path) -> None:
     audio = read_audio(tmp_path / "cut.flac")
     assert 1 < audio.seconds < 3
     assert np.array_equal(audio.samples[:16_000], read_audio(whole).samples[:16_000])
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "aac"), ("a.mp2", "mp2")])
+def test_what_is_damaged_is_silent_and_the_rest_in_its_place(tmp_path, name, codec) -> None:
+    beeps = tone(16_000, 6.0) * np.repeat([1, 0, 1, 0, 1, 1], 16_000).astype("f4")
+    path = encode(tmp_path / name, beeps, 16_000, codec)
+    data, whole = bytearray(path.read_bytes()), read_audio(path)
+    middle = slice(len(data) // 2, len(data) // 2 + 900)
+    data[middle] = np.random.default_rng(1).bytes(900)
+    path.write_bytes(data)
+    audio = read_audio(path)
+    with AudioReader(path) as reader:
+        assert np.array_equal(np.concatenate(list(reader)), audio.samples)
+        damaged = reader.track.damaged
+    assert 0.03 < damaged < 2 and not reader.track.broken
+    assert audio.notes == (f"{damaged:.2f} s damaged and left silent", *whole.notes)
+    assert abs(audio.seconds - whole.seconds) < 0.15, "a frame or two whose header is gone as well"
+    with VideoWriter(tmp_path / "out.mp4", fps=5, audio=path) as writer:
+        for _ in range(30):
+            writer.write(np.zeros((64, 64, 3), dtype=np.uint8))
+    for sound in (audio, read_audio(tmp_path / "out.mp4")):
+        loudest = [np.abs(sound.samples[round(16_000 * s) :][:4000]).max() for s in (1.4, 2.1, 3.4, 4.6, 5.4)]
+        assert np.array_equal(np.array(loudest) > 0.2, [False, True, False, True, True]), "pauses are where they were"
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(8000, 1), (44_100, 2), (16_000, 1)])
+def test_a_reader_gives_the_whole_in_pieces(tmp_path, rate, channels) -> None:
+    sound = np.random.default_rng(0).uniform(-1, 1, (channels, round(3.3 * rate)))
+    path = write_wav(tmp_path / "a.wav", sound, rate)
+    with AudioReader(path) as reader:
+        assert reader.expected_seconds == pytest.approx(3.3, abs=0.01)
+        pieces = list(reader)
+    assert (reader.track.start, reader.track.damaged, reader.track.broken) == (0, 0, "")
+    assert max(map(len, pieces)) < 32_000
+    np.testing.assert_allclose(np.concatenate(pieces), read_audio(path).samples, atol=1e-6)
+    path.write_bytes(path.read_bytes()[:44])
+    for bad, message in ((path, "cannot read sound"), (tmp_path, "got the directory"), (tmp_path / "no", "no such")):
+        with pytest.raises(ValueError, match=message):
+            AudioReader(bad)
 
 
 def test_bad_files(tmp_path) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from fastface.audio import (
     PrecomputedSpeech,
+    PrecomputedSpeechStream,
     SpectralSpeech,
     SpectralSpeechStream,
     SpeechFeatures,
@@ -88,6 +89,24 @@ def test_loudness_is_divided_out(gain: float) -> None:
     assert speech_level(louder) - speech_level(sound) == pytest.approx(gain, abs=1.01)
 
 
+def test_a_pop_leaves_the_level_to_the_speech() -> None:
+    quiet = 0.05 * talk(4)
+    pop = np.random.default_rng(0).uniform(-1, 1, RATE // 25)
+    popped = np.concatenate([pop, np.zeros(RATE // 2), quiet, pop])
+    assert speech_level(popped) == pytest.approx(speech_level(quiet), abs=1.01)
+    assert speech_level(pop) > -15, "alone it is what there is"
+    steps = slice(30, -5)
+    live = streamed(popped, [1600])[steps, LOUDNESS]
+    assert live.mean() == pytest.approx(streamed(popped[RATE // 25 :], [1600])[28:-5, LOUDNESS].mean(), abs=0.02)
+
+
+def test_a_running_level_forgets_who_spoke_before() -> None:
+    loud, quiet = np.tile(talk(5), 4), 0.05 * np.tile(talk(5), 60)
+    both = streamed(np.concatenate([loud, quiet]), [RATE])
+    alone = SpectralSpeech()(quiet)
+    assert both[-250:, LOUDNESS].mean() == pytest.approx(alone[-250:, LOUDNESS].mean(), abs=0.05)
+
+
 def test_an_offset_is_no_sound() -> None:
     sound = talk(2)
     assert not SpectralSpeech()(np.full(8000, 0.4))[2:-2].round(3).any()
@@ -144,6 +163,9 @@ def test_bad_sound() -> None:
         SpectralSpeech()(np.zeros(9), 8000)
     with pytest.raises(ValueError, match="finite, got 1 values"):
         SpectralSpeechStream().push(np.array([0.0, np.nan]))
+    for kind in (SpectralSpeech, SpectralSpeechStream):
+        with pytest.raises(ValueError, match="level must be finite dB of full scale, got nan"):
+            kind(float("nan"))
     with pytest.raises(TypeError, match="integers or floats"):
         speech_level(np.array(["a"]))
 
@@ -182,6 +204,22 @@ def test_precomputed(tmp_path) -> None:
         hear(np.zeros(2 * RATE, dtype=np.float32), RATE)
 
 
+@given(st.integers(15_600, 16_400), st.lists(st.integers(0, 16_400), max_size=4).map(sorted))
+@settings(deadline=None, max_examples=25)
+def test_precomputed_beside_the_sound(tmp_path_factory, samples: int, cuts: list[int]) -> None:
+    features = np.random.default_rng(0).standard_normal((50, 29)).astype(np.float32)
+    path = tmp_path_factory.mktemp("features") / "a.npy"
+    np.save(path, features)
+    stream, parts, heard = PrecomputedSpeechStream(PrecomputedSpeech(path)), [], 0
+    for piece in np.split(np.zeros(samples, np.float32), cuts):
+        parts.append(stream.push(piece))
+        heard += len(piece)
+        assert sum(map(len, parts)) == min(50, heard // 320)
+    found = np.concatenate([*parts, stream.finish()])
+    assert len(found) == -(-samples // 320)
+    assert np.array_equal(found, features[np.arange(len(found)).clip(max=49)])
+
+
 def test_bad_files(tmp_path) -> None:
     with pytest.raises(ValueError, match="cannot read speech features from .*none.npy"):
         PrecomputedSpeech(tmp_path / "none.npy")
@@ -191,6 +229,9 @@ def test_bad_files(tmp_path) -> None:
     np.savez(tmp_path / "two.npz", a=np.zeros(1), b=np.zeros(1))
     with pytest.raises(ValueError, match="it must hold one array"):
         PrecomputedSpeech(tmp_path / "two.npz")
+    np.save(tmp_path / "none.npy", np.zeros((0, 29)))
+    with pytest.raises(ValueError, match=r"T of at least 1, got \[0, 29\]"):
+        PrecomputedSpeech(tmp_path / "none.npy")
     np.save(tmp_path / "shape.npy", np.zeros((3, 5)))
     with pytest.raises(ValueError, match=r"got \[3, 5\]"):
         PrecomputedSpeech(tmp_path / "shape.npy")

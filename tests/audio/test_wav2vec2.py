@@ -111,6 +111,23 @@ def test_missing_transformers_say_how_to_get_them(monkeypatch) -> None:
         Wav2Vec2Recognizer.from_pretrained("nowhere")
 
 
+def test_no_model_is_said_at_once_in_one_line(monkeypatch, tmp_path) -> None:
+    pytest.importorskip("transformers", reason="needs transformers: pip install 'fastface-kernels[audio]'")
+    from huggingface_hub import HfApi
+
+    asked: list[str] = []
+
+    def away(self: HfApi, name: str, *, timeout: float) -> None:
+        asked.append(name)
+        raise ConnectionError("the net is down")
+
+    monkeypatch.setattr(HfApi, "model_info", away)
+    for name, message in (("no-one/nothing", "the hub says: the net is down"), (str(tmp_path), "no file named")):
+        with pytest.raises(ValueError, match=f"cannot load the recogniser {name}: .*{message}"):
+            Wav2Vec2Recognizer.from_pretrained(name)
+    assert asked == ["no-one/nothing"], "a folder is nothing to ask a hub for"
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> str:
     """A checkpoint as the hub has them, tiny and random."""

@@ -106,6 +106,32 @@ def test_sound_is_carried_over(tmp_path, codec) -> None:
     assert not writer.notes
 
 
+@pytest.mark.parametrize(("rate", "written"), [(192_000, 96_000), (37_800, 32_000), (6000, 7350), (44_100, 44_100)])
+def test_sound_of_any_rate_is_carried_over(tmp_path, rate, written) -> None:
+    import wave
+
+    with wave.open(str(tmp_path / "a.wav"), "wb") as sound:
+        sound.setparams((1, 2, rate, 0, "NONE", ""))
+        sound.writeframes((9000 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)).astype("<i2").tobytes())
+    with VideoWriter(tmp_path / "out.mp4", fps=10, audio=tmp_path / "a.wav") as writer:
+        for frame in frames(10):
+            writer.write(frame)
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        stream = container.streams.audio[0]
+        samples = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(stream)])
+    assert stream.rate == written and len(samples) / written == pytest.approx(1, abs=0.2)
+    spectrum = np.abs(np.fft.rfft(samples * np.hanning(len(samples))))
+    assert spectrum.argmax() * written / len(samples) == pytest.approx(440, abs=2)
+
+
+def test_sound_that_is_left_out_is_said(tmp_path) -> None:
+    mute = record(tmp_path / "mute.mp4", times=[0.0, 0.1])
+    for name, note in (("a.gif", f"a gif has no sound, that of {mute} is left out"), ("a.mp4", f"{mute} has no sound")):
+        with VideoWriter(tmp_path / name, audio=mute) as writer:
+            writer.write(frames(1)[0])
+        assert writer.notes == [note]
+
+
 def test_a_shorter_video_gets_as_much_sound(tmp_path) -> None:
     source = record(tmp_path / "in.mp4", times=[i / 25 for i in range(50)], codec="aac")
     with VideoWriter(tmp_path / "out.mp4", fps=25, audio=source) as writer:

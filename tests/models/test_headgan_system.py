@@ -74,12 +74,12 @@ def test_the_head_turns_as_the_parameters_say(system, source, detector, angles) 
 
 
 def test_the_mouth_opens_as_the_parameters_say(system, source, detector) -> None:
-    from fastface.models.lifted.driving import mouth_opening
+    from fastface.face import lip_gap_in_widths
 
     openings = []
     for amount in (0.0, 0.2, 0.4, 0.6):
         motion = HeadGANMotion.of(express(source.parameters, system.model, {"jaw_open": amount}))
-        openings.append(mouth_opening(detector(shown(system.render(source, motion)))[0].points))
+        openings.append(lip_gap_in_widths(detector(shown(system.render(source, motion)))[0].points))
     assert np.corrcoef(openings, [0.0, 0.2, 0.4, 0.6])[0, 1] > 0.95 and openings[-1] > openings[0] + 0.05
 
 

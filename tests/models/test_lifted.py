@@ -83,10 +83,11 @@ def test_the_head_turns_as_far_as_asked(model, source, detector, neutral) -> Non
 
 
 def test_mouth_and_eyes_follow_their_controls(model, source, detector) -> None:
-    from fastface.models.lifted.driving import eye_opening, mouth_opening
+    from fastface.face import lip_gap_in_widths
+    from fastface.models.lifted.driving import eye_opening
 
     asked = np.linspace(0, 1, 7)
-    mouth = [mouth_opening(found(model, source, detector, jaw_open=float(value))) for value in asked]
+    mouth = [lip_gap_in_widths(found(model, source, detector, jaw_open=float(value))) for value in asked]
     eyes = [eye_opening(found(model, source, detector, blink=float(value))) for value in asked]
     assert correlation(asked, mouth) >= 0.9
     assert mouth[-1] - mouth[0] > 0.08
@@ -173,7 +174,7 @@ def test_a_closed_lid_looks_like_skin(model, source) -> None:
     """It has the grain of the cheek and no border above."""
     import cv2
 
-    from fastface.models.lifted import topology as topo
+    from fastface.face import topology as topo
 
     frame = model.render_uint8(source, Motion.of(blink=1))[0].numpy().astype(np.float32)
     fine = frame - cv2.GaussianBlur(frame, (0, 0), 2.0)
@@ -194,6 +195,37 @@ def test_a_closed_lid_looks_like_skin(model, source) -> None:
         steps.append(np.abs(np.diff(rows)).max())
     assert np.mean(grain) > 0.5
     assert np.max(steps) < 6
+
+
+def between_lips(points: np.ndarray, size: int, grow: int = 0) -> np.ndarray:
+    """``[size, size]``: what the inner edges of the lips enclose, and so many pixels around it."""
+    import cv2
+
+    from fastface.face import topology as topo
+
+    outline = points[[*topo.LIPS_INNER_UPPER, *topo.LIPS_INNER_LOWER[::-1]], :2]
+    mask = cv2.fillPoly(np.zeros((size, size), np.uint8), [outline.round().astype(np.int32)], 1)
+    return cv2.dilate(mask, np.ones((2 * grow + 1, 2 * grow + 1), np.uint8)) > 0
+
+
+def test_closed_lips_cover_the_teeth(model, source, detector, neutral) -> None:
+    white = source.portrait.numpy().min(-1)  # of the channels: high on teeth, low on lips
+    teeth = np.median(white[between_lips(neutral, 512)])
+    for closing in (-0.36, -0.42, -0.5):
+        frame = model.render_uint8(source, Motion.of(jaw_open=closing))[0].numpy()
+        seam = frame.min(-1)[between_lips(detector(frame)[0].points, 512, grow=2)]
+        assert np.percentile(seam, 97) < 1.15 * teeth, closing  # lips shine; the rows of teeth would come to 1.3
+
+
+def test_a_painted_mouth_fades_into_its_corners(model, source, detector) -> None:
+    closed = model.prepare(model.render_uint8(source, Motion.of(jaw_open=-0.42))[0].numpy())
+    frame = model.render_uint8(closed, Motion.of(jaw_open=0.5))[0].numpy()
+    points = detector(frame)[0].points
+    right, left = points[78, 0], points[308, 0]
+    share = np.abs(2 * (np.arange(512) - right) / (left - right) - 1)
+    inside, bright = between_lips(points, 512), frame.max(-1)
+    assert np.median(bright[inside & (share < 0.9)[None]]) < 90
+    assert np.median(bright[inside & (share > 0.9)[None]]) > 90
 
 
 def test_the_far_cheek_goes_behind_the_nose(model, source, detector) -> None:
@@ -348,10 +380,10 @@ def test_a_driving_face_is_followed(model, source, detector, neutral) -> None:
 
 
 def found_offsets(model, source, detector, motion) -> float:
-    from fastface.models.lifted.driving import mouth_opening
+    from fastface.face import lip_gap_in_widths
 
     opened = detector(model.render_uint8(source, motion)[0].numpy())[0].points
-    return mouth_opening(opened) - mouth_opening(detector(source.portrait.numpy())[0].points)
+    return lip_gap_in_widths(opened) - lip_gap_in_widths(detector(source.portrait.numpy())[0].points)
 
 
 def test_a_frame_without_a_face_holds_the_last_motion(model, source, detector) -> None:
@@ -397,8 +429,9 @@ def test_smoothing_calms_noise_and_keeps_motion() -> None:
 
 @pytest.mark.parametrize("name", ["portrait_a.jpg", "portrait_b.jpg"])
 def test_real_portraits(detector, name) -> None:
+    from fastface.face import lip_gap_in_widths
     from fastface.media import read_image
-    from fastface.models.lifted.driving import head_rotation, mouth_opening
+    from fastface.models.lifted.driving import head_rotation
 
     model = Lifted(landmarks=detector)
     source = model.prepare(read_image(media_file(name)))
@@ -410,7 +443,7 @@ def test_real_portraits(detector, name) -> None:
     ]
     assert np.mean(errors) <= 3
     asked = np.linspace(0, 1, 6)
-    opened = [mouth_opening(found(model, source, detector, jaw_open=float(value))) for value in asked]
+    opened = [lip_gap_in_widths(found(model, source, detector, jaw_open=float(value))) for value in asked]
     assert correlation(asked, opened) >= 0.9
 
 

@@ -31,10 +31,11 @@ from fastface.models.posegan.corpus import (
 )
 from fastface.models.posegan.corpus.__main__ import main
 from fastface.models.posegan.corpus.espeak import Phoneme, Speech, Voice, synthesizer
-from fastface.models.posegan.corpus.motion import LIMIT, head_motion
+from fastface.models.posegan.corpus.motion import LIMIT, REACH, head_motion
 from fastface.models.posegan.corpus.synthesis import plan
 from fastface.models.posegan.corpus.text import sentence
 from fastface.models.posegan.corpus.visemes import VISEMES, Mouth, mouth, segments
+from fastface.models.posegan.neck import carried
 from tests.audio.signals import talk
 from tests.models.held_out_speech import held_out_clips
 
@@ -95,11 +96,11 @@ def test_lips_meet_at_every_bilabial(symbols: str, fps: float, each: float) -> N
     found = shaped(symbols, fps, each)
     assert np.isfinite(found.expression).all() and (found.opening >= 0).all() and (found.opening <= 1).all()
     assert (found.opening[found.closed] < 0.05).all()
+    frames = np.arange(len(found.closed)) / fps
     for k, symbol in enumerate(symbols):
-        if symbol in "pbm":
+        if symbol in "pbm" and each * (k + 1.5) <= frames[-1]:
             # A voiceless stop is dated at its burst, and its closure reaches back from there.
             begin = each * (k + 1) - (0.12 if symbol == "p" else 0) - 1 / fps
-            frames = np.arange(len(found.closed)) / fps
             assert found.closed[(frames >= begin) & (frames <= each * (k + 2) + 1 / fps)].any(), (k, symbol)
     if not set(symbols) & set("pbm"):
         assert not found.closed.any()
@@ -143,17 +144,36 @@ def test_the_opening_is_the_distance_of_the_heads_lips() -> None:
     assert np.allclose(mouth_opening(expression.numpy()), expected.numpy(), atol=1e-4)
 
 
+def heads(speech: Speech, *seeds: int) -> list[np.ndarray]:
+    frames = round(len(speech.samples) / 16_000 * 25)
+    return [head_motion(segments(speech), speech.samples, frames, 25, np.random.default_rng(seed)) for seed in seeds]
+
+
 def test_head_motion() -> None:
     speech = spoken("atapimufabotiatapimufaboti" * 5 + "_" * 100)
-    parts, frames = segments(speech), round(len(speech.samples) / 16_000 * 25)
-    first, again, other = (
-        head_motion(parts, speech.samples, frames, 25, np.random.default_rng(seed)) for seed in (0, 0, 1)
-    )
+    first, again, other = heads(speech, 0, 0, 1)
+    frames = len(first)
     assert first.shape == (frames, 6) and np.array_equal(first, again) and not np.allclose(first, other)
-    assert np.abs(first[:, :3]).max() < LIMIT and np.abs(first[:, 3:]).max() < 12
+    assert np.abs(first[:, :3]).max() < LIMIT
+    assert np.abs(first[:, 3:] - carried(first[:, :3])).max() < REACH
     assert np.abs(np.diff(first[:, :3], axis=0)).max() < np.radians(2)  # of 25 frames per second
     speed = np.abs(np.diff(first[:, :3], axis=0)).sum(1)
-    assert speed[: frames // 2].mean() > 1.5 * speed[-200:].mean()
+    assert speed[: frames // 2].mean() > 2.5 * speed[-200:].mean()
+    degrees = np.degrees(first[:, :3])
+    assert degrees[: frames // 2].std() > 1 and np.abs(degrees[-200:]).max() < 3
+
+
+def test_the_sound_tells_most_of_how_a_head_moves() -> None:
+    speech = spoken("atapimufabotiseteloka" * 10)
+    first, other = (np.diff(pose, axis=0) for pose in heads(speech, 0, 1))
+    for of_first, of_other in zip(first.T, other.T, strict=True):
+        assert np.corrcoef(of_first, of_other)[0, 1] > 0.7
+
+
+def test_a_head_without_sound_rests() -> None:
+    silent = spoken("_" * 50)
+    (pose,) = heads(replace(silent, samples=np.zeros_like(silent.samples)), 0)
+    assert np.isfinite(pose).all() and np.degrees(np.abs(pose[:, :3])).max() < 1.5
 
 
 @given(st.integers(0, 2**31), st.integers(1, 30_000))

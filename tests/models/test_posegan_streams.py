@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -32,8 +33,12 @@ def test_windows_start_where_the_last_one_ended() -> None:
     initial = given_poses[:, 0]
     first = network(features[:, :64], initial)
     second = network(features[:, 63:127], first[:, 63])
+    ramp = ((1 + torch.cos(torch.pi * torch.arange(1, 13) / 12)) / 2)[:, None]  # from 12 frames on 0
+    second[:, 1:13] += ramp * (first[:, 63:] - second[:, :1])
     last = network(features[:, 83:], second[:, 20])  # right-aligned, from the pose of its first frame
-    assert torch.equal(long_poses(network, features, initial), torch.cat([first, second[:, 1:], last[:, 44:]], 1))
+    last[:, 44:56] += ramp * (second[:, 63:] - last[:, 43:44])
+    expected = torch.cat([first, second[:, 1:], last[:, 44:]], 1)
+    assert torch.allclose(long_poses(network, features, initial), expected, atol=1e-5)
     assert torch.equal(long_poses(network, features[:, :50], initial), network(features[:, :50], initial))
     assert torch.equal(long_poses(network, features, initial, frames=147), network(features, initial))
     assert torch.equal(long_poses(network, features), long_poses(network, features, MEAN.expand(2, 6)))
@@ -47,6 +52,20 @@ def test_every_frame_gets_a_pose(frames: int, window: int) -> None:
     network, (features, _) = small_posegan(), motion(frames)
     poses = long_poses(network, features, frames=window)
     assert poses.shape == (1, frames, 6) and poses.isfinite().all()
+
+
+class _Missing(PoseGAN):
+    """Still, and not where it should start: one further."""
+
+    def forward(self, features: Tensor, initial: Tensor) -> Tensor:
+        return initial[:, None].expand(-1, features.shape[1], -1) + 1
+
+
+def test_nothing_jumps_where_windows_meet() -> None:
+    network = _Missing(small_posegan(frames=64).config)
+    poses = long_poses(network, torch.zeros(2, 64 + 63 + 63, 29))
+    assert torch.allclose(poses[:, [0, 63, 63 + 12, 126, 126 + 12, 189]].mT, torch.tensor([1.0, 1, 2, 2, 3, 3]))
+    assert 0 < poses.diff(dim=1).max() < 0.14 and poses.diff(dim=1).min() == 0  # π / 2 / 12 is the steepest
 
 
 def test_smoothing_is_a_mean_of_five() -> None:
@@ -196,6 +215,7 @@ def ended(stream: Any) -> Any:
         (lambda: PoseStream(small_posegan(), torch.zeros(1, 6)), r"initial must be \[6\], got \[1, 6\]"),
         (lambda: PoseStream(small_posegan()).push(torch.zeros(1, 3, 29)), r"must be \[n, 29\], got \[1, 3, 29\]"),
         (lambda: ended(PoseStream(small_posegan())).push(torch.zeros(3, 29)), "got 3 frames after finish"),
+        (lambda: PoseStream(small_posegan()).push(torch.full((3, 29), math.nan)), "finite, got 3 of 3 frames"),
         (lambda: FaceStream(small_pgface()).push(torch.zeros(3, 28), torch.zeros(3, 6)), r"got \[3, 28\]"),
         (lambda: FaceStream(small_pgface()).push(torch.zeros(3, 29), torch.zeros(2, 6)), r"\[3, 6\], got \[2, 6\]"),
         (lambda: ended(FaceStream(small_pgface())).push(torch.zeros(1, 29), torch.zeros(1, 6)), "got 1 frames after"),
@@ -208,6 +228,17 @@ def ended(stream: Any) -> Any:
 def test_refusals(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_refused_features_leave_a_stream_as_it_was() -> None:
+    features = motion(60)[0][0]
+    stream, other = (MotionStream(small_posegan(), small_pgface(), hop=4) for _ in range(2))
+    spoilt = features[:20].clone()
+    spoilt[7, 3] = math.inf
+    with pytest.raises(ValueError, match="finite, got 1 of 20 frames"):
+        stream.push(spoilt)
+    for mine, theirs in zip(stream.push(features), other.push(features), strict=True):
+        assert torch.equal(mine, theirs)
 
 
 @pytest.mark.gpu

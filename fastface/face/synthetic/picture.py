@@ -31,25 +31,41 @@ def draw_sheet(model: MorphableModel, path: str | Path) -> None:
     faces = model.shape(expression=weights)
     views = (0, 30, 60, 90, 135, 180)
     rows = [
-        [_tile(model, neutral, yaw=yaw) for yaw in views],
-        [_tile(model, person[None], yaw=20) for person in people],
-        [_tile(model, face[None], yaw=-12, close=True) for face in faces],
-        [_tile(model, neutral, yaw=yaw, colors=pncc_colors(model)) for yaw in views],
+        [draw_head(model, neutral, yaw=yaw) for yaw in views],
+        [draw_head(model, person[None], yaw=20) for person in people],
+        [draw_head(model, face[None], yaw=-12, height=19.0, centre=(0.0, -1.0, 0.0)) for face in faces],
+        [draw_head(model, neutral, yaw=yaw, colors=pncc_colors(model)) for yaw in views],
     ]
     sheet = torch.cat([torch.cat(row, 2) for row in rows], 1)
     Image.fromarray((sheet.permute(1, 2, 0) * 255).round().byte().numpy()).save(path, quality=85)
 
 
-def _tile(
-    model: MorphableModel, shape: Tensor, *, yaw: float, close: bool = False, colors: Tensor | None = None
+def draw_head(
+    model: MorphableModel,
+    shape: Tensor,
+    *,
+    yaw: float = 0.0,
+    height: float = 33.0,
+    centre: tuple[float, float, float] = (0.0, -1.2, -3.0),
+    side: int = _SIDE,
+    colors: Tensor | None = None,
 ) -> Tensor:
-    """One picture ``[3, side, side]``, shaded where no colours ``[T, 3]`` are given."""
-    side = _SIDE * _SAMPLES
-    height, centre = (19.0, torch.tensor([0.0, -1.0, 0.0])) if close else (33.0, torch.tensor([0.0, -1.2, -3.0]))
+    """A picture ``[3, side, side]`` in [0, 1] of a shape ``[1, V, 3]``, on white.
+
+    Args:
+        model: whose shape it is.
+        shape: the mesh.
+        yaw: degrees.
+        height: of what is seen, about `centre`, in the model's unit: all of the built-in head by default.
+        centre: the point in the middle of the picture.
+        side: pixels.
+        colors: of triangles, ``[T, 3]``; skin under a light by default.
+    """
+    side *= _SAMPLES
     rotation = torch.tensor([[0.0, math.radians(yaw), 0.0]])
     middle = torch.tensor([[(side - 1) / 2, (side - 1) / 2, 0.0]])
     camera = Camera(torch.tensor([side / height]), rotation, middle)
-    vertices = camera.project(shape - centre)
+    vertices = camera.project(shape - shape.new_tensor(centre))
     drawn = ops.rasterize(
         vertices, model.triangles, _shade(vertices, model.triangles) if colors is None else colors, (side, side)
     )

@@ -33,12 +33,12 @@ from fastface.face import (
     resized,
     rotation_matrix,
     scaled,
+    topology,
     trackable,
 )
 from fastface.face.camera import FLIP
 from fastface.models import lifted
 from fastface.models.headgan.generator import Encoding, Generator
-from fastface.models.lifted import topology
 from fastface.nn import set_backend
 
 __all__ = ["HeadGAN", "HeadGANMotion", "HeadGANSource"]

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fastface.face import topology as topo
 from fastface.face.fitting import similarity
 from fastface.face.landmarks import Face, Landmarks, MediaPipeLandmarks, largest_face
 from fastface.face.smoothing import OneEuro
-from fastface.models.lifted import topology as topo
 from fastface.models.lifted.expression import FaceFrame
 from fastface.models.lifted.motion import EXPRESSIONS, Motion, rotation_angles
 
@@ -33,12 +33,6 @@ def head_rotation(neutral: Array, current: Array) -> Array:
     return rotation_angles(_similarity(neutral[stable], current[stable])[1]).numpy()
 
 
-def mouth_opening(landmarks: Array) -> float:
-    """The gap between the lips in face widths."""
-    gap = landmarks[list(topo.LIPS_INNER_LOWER[3:8]), :2] - landmarks[list(topo.LIPS_INNER_UPPER[3:8]), :2]
-    return float(np.linalg.norm(gap, axis=1).mean()) / _width(landmarks)
-
-
 def eye_opening(landmarks: Array) -> tuple[float, float]:
     """The gap between the lids over the eye's length: the person's right and left eye."""
 
@@ -50,10 +44,6 @@ def eye_opening(landmarks: Array) -> tuple[float, float]:
         ratio(topo.EYE_RIGHT_UPPER, topo.EYE_RIGHT_LOWER),
         ratio(topo.EYE_LEFT_UPPER, topo.EYE_LEFT_LOWER),
     )
-
-
-def _width(landmarks: Array) -> float:
-    return float(np.linalg.norm(landmarks[topo.EAR_LEFT] - landmarks[topo.EAR_RIGHT]))
 
 
 class DrivingMotion:

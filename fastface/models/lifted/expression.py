@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastface import ops
-from fastface.models.lifted import topology as topo
+from fastface.face import topology as topo
 from fastface.models.lifted.depth import farthest_points, grid
 from fastface.models.lifted.matte import push_pull, smoothstep
 from fastface.models.lifted.motion import EXPRESSIONS
@@ -24,10 +24,13 @@ from fastface.models.lifted.motion import EXPRESSIONS
 Array = NDArray[np.float32]
 Image = NDArray[np.uint8]
 
-_LIPS = tuple({*topo.LIPS_INNER_UPPER, *topo.LIPS_INNER_LOWER, *topo.LIPS_OUTER_UPPER, *topo.LIPS_OUTER_LOWER})
+_LIP_POINTS = tuple({*topo.LIPS_INNER_UPPER, *topo.LIPS_INNER_LOWER, *topo.LIPS_OUTER_UPPER, *topo.LIPS_OUTER_LOWER})
 _OFF = -1.0e4  # logit of a keypoint that is not on a sheet
 _DARKER = 10.0  # of 255: the shading of skin stays below it, a lash or a brow is far above
 _GRAIN = 0.07  # of an eye's length: pores and brush strokes are finer, folds are coarser
+_TEETH = 0.045  # of a face width, painted below the upper lip: 6 mm of the incisors' 10
+_FLESH = np.array([0.8, 1.0, 1.1], dtype=np.float32)  # exponents of the light on teeth: it comes off lips and gums
+_LINE = np.array([0.35, 0.55, 0.55], dtype=np.float32)  # of its light, what the line between closed lips lacks
 _COVER = 0.85  # of a closed lid is drawn skin; the rest keeps a trace of the portrait's own folds
 
 
@@ -166,7 +169,7 @@ class Expression:
     inside: Array  # [S, S], 1 where the portrait shows the inside of the mouth
     mouth_part: tuple[slice, slice]  # rows and columns of the box in which a mouth may open
     face_width: float  # pixels
-    teeth: float  # height of the teeth to paint below the upper lip, pixels; 0 where the portrait shows its own
+    open_already: bool  # whether the portrait shows its own teeth
     colours: Array  # [3, 3] cavity, teeth, tongue
     eyes: tuple[Eye, Eye]  # right, left
 
@@ -214,7 +217,7 @@ def prepare(image: Image, landmarks: Array, frame: FaceFrame, pixels: Array, cel
             sheet[row, 0 if below[index] else 1] = _OFF
     unit = width / per_unit  # face width in coordinates of the box
     # Lips are finely sampled and must not blur into each other or into the cheeks; the rest is coarse and smooth.
-    lips = np.isin(chosen + [-1] * (len(keypoints) - len(chosen)), _LIPS)
+    lips = np.isin(chosen + [-1] * (len(keypoints) - len(chosen)), _LIP_POINTS)
     sigma2 = np.where(lips, 0.032 * unit, 0.065 * unit).astype(np.float32) ** 2
     points = grid(cells).reshape(-1, 2)
     # logit_k = -|p - d_k|² / 2σ_k², less what does not depend on where the keypoint is now.
@@ -262,7 +265,7 @@ def prepare(image: Image, landmarks: Array, frame: FaceFrame, pixels: Array, cel
         lip_rows=np.array([[place_of[i] for i in edge] for edge in (topo.LIPS_INNER_UPPER, topo.LIPS_INNER_LOWER)]),
         inside=inside.astype(np.float32) / 255,
         mouth_part=(slice(int(low[1]), int(high[1])), slice(int(low[0]), int(high[0]))),
-        teeth=0.0 if open_already else 0.045 * width,  # 6 mm of the incisors' 10 below a resting lip
+        open_already=open_already,
         face_width=width,
         colours=_mouth_colours(image, pixels),
         eyes=(
@@ -503,8 +506,7 @@ def _draw_sheets(out: Image, picture: Image, expression: Expression, sheets: Arr
     side = expression.window.shape[0]
     here, window = _pixel_grid(part), expression.window[part][..., None]
     mouth = _mouth(expression, sheets, pixels)
-    column, level = expression.column[part], expression.level[part]
-    of_lower = np.clip(0.5 + (level - mouth.middle[column]) * mouth.sharpness[column], 0, 1)[..., None]
+    of_lower = _share_of_lower(expression, mouth, part)
 
     def enlarge(sheet: Array) -> Array:
         return np.asarray(cv2.resize(sheet, (side, side), interpolation=cv2.INTER_LINEAR)[part], dtype=np.float32)
@@ -512,15 +514,78 @@ def _draw_sheets(out: Image, picture: Image, expression: Expression, sheets: Arr
     upper, lower = enlarge(sheets[0]), enlarge(sheets[1])
     shift = (upper + of_lower * (lower - upper)) * window
     out[part] = cv2.remap(picture, here + shift, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-    _draw_mouth(out, picture, expression, mouth)
+    lips = _about_lips(expression, mouth, part)
+    if lips is not None:
+        at = _shifted(lips, -part[0].start, -part[1].start)
+        _draw_lips(out, picture, expression, mouth, upper[at] * window[at], lower[at] * window[at], lips)
+        _draw_inside(out, picture, expression, mouth, lips)
     return np.asarray(shift, dtype=np.float32)
+
+
+def _about_lips(expression: Expression, mouth: _Mouth, part: Part) -> Part | None:
+    """What of a rectangle is between the driven lips or next to their inner edges."""
+    rows, columns = (
+        slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(part, expression.mouth_part, strict=True)
+    )
+    column, level = expression.column[rows, columns], expression.level[rows, columns]
+    next_to = 3 + 0.03 * expression.face_width  # pixels
+    near = (level > mouth.upper[column] - next_to) & (level < mouth.lower[column] + next_to)
+    near &= np.abs(mouth.across[column]) < 1
+    if not near.any():
+        return None
+    x, y, w, h = cv2.boundingRect(near.view(np.uint8))
+    return _shifted((slice(y, y + h), slice(x, x + w)), rows.start, columns.start)
+
+
+def _shifted(part: Part, down: int, right: int) -> Part:
+    rows, columns = part
+    return slice(rows.start + down, rows.stop + down), slice(columns.start + right, columns.stop + right)
+
+
+def _share_of_lower(expression: Expression, mouth: _Mouth, part: Part) -> Array:
+    """``[h, w, 1]``: 0 on the upper sheet, 1 on the lower one."""
+    column, level = expression.column[part], expression.level[part]
+    return np.asarray(np.clip(0.5 + (level - mouth.middle[column]) * mouth.sharpness[column], 0, 1)[..., None])
+
+
+def _draw_lips(
+    out: Image, picture: Image, expression: Expression, mouth: _Mouth, upper: Array, lower: Array, part: Part
+) -> None:
+    """Draw the lips again, each sheet up to the inner edge of its lip and no further. In place.
+
+    A flow that goes over from one sheet to the other passes through all that the portrait shows between its lips: teeth
+    would stay in sight where they close. So here it is the two pictures that are blended, and beyond its edge a lip
+    goes on as it is there.
+    """
+    column, level, unit = expression.column[part], expression.level[part], expression.face_width
+    closed = 1 - mouth.open_share
+    if expression.open_already:
+        margin = 0.018 * unit * closed  # the edge is marked on the teeth as often as on the lip
+        edges = mouth.rest_upper - margin, mouth.rest + margin
+    else:
+        edges = 2 * ((mouth.rest_upper + mouth.rest) / 2,)
+    drawn = []
+    for shift, edge, side in zip((upper, lower), edges, (1, -1), strict=True):
+        at = _pixel_grid(part) + shift
+        index = np.rint(at @ expression.turn[0] - expression.left).astype(np.int32).clip(0, expression.columns - 1)
+        beyond = np.maximum(side * (at @ expression.turn[1] - edge[index]), 0)
+        at -= side * beyond[..., None] * expression.turn[1]
+        drawn.append(cv2.remap(picture, at, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE).astype(np.float32))
+    lips = drawn[0] + _share_of_lower(expression, mouth, part) * (drawn[1] - drawn[0])
+    across = np.abs(mouth.across[column])
+    if expression.open_already:
+        # Where the portrait shows no line between closed lips, their shadow.
+        line = np.exp(-(((level - mouth.middle[column]) / (0.007 * unit)) ** 2)) * (1 - smoothstep(across, 0.6, 1.0))
+        lips[..., :3] *= 1 - closed * line[..., None] * _LINE
+    share = (1 - smoothstep(across, 0.88, 1.0))[..., None]
+    place = out[part]
+    place[:] = np.rint(place + share * (lips - place)).clip(0, 255).astype(np.uint8)
 
 
 @dataclass(frozen=True)
 class _Mouth:
     """A mouth as it is driven; curves by the column of the level mouth, ``[columns]``, heights on its vertical."""
 
-    outline: Array  # [22, 2], the inner edges of both lips, pixels of the box
     upper: Array  # the upper lip's edge
     lower: Array  # the lower lip's edge
     middle: Array  # where one sheet gives way to the other
@@ -528,6 +593,8 @@ class _Mouth:
     across: Array  # -1 and 1 at the corners
     rest_upper: Array  # both edges at rest
     rest: Array
+    open_share: float  # of a mouth that the portrait shows open, how far it still is; 0 where it is closed
+    width_share: float  # its width over that at rest
 
 
 def _mouth(expression: Expression, sheets: Array, pixels: Array) -> _Mouth:
@@ -551,10 +618,10 @@ def _mouth(expression: Expression, sheets: Array, pixels: Array) -> _Mouth:
     upper, lower = (edge @ expression.turn.T for edge in edges)
     crossed = np.minimum(lower[:, 1] - upper[:, 1], 0)[:, None] / 2 * np.array([0, 1], dtype=np.float32)
     upper, lower = upper + crossed, lower - crossed
-    outline = np.concatenate([_rounded(upper), _rounded(lower)[::-1]]) @ expression.turn  # back from level
     columns = np.arange(expression.columns, dtype=np.float32) + expression.left
 
     def curve(edge: Array) -> Array:
+        edge = _rounded(edge)
         order = np.argsort(edge[:, 0], kind="stable")
         return np.interp(columns, edge[order, 0], edge[order, 1]).astype(np.float32)
 
@@ -565,15 +632,18 @@ def _mouth(expression: Expression, sheets: Array, pixels: Array) -> _Mouth:
     # Lips part within a pixel or so; beyond the corners both sheets are one skin and give way over a wide band.
     beyond = np.clip(np.abs(across) - 0.94, 0, None) * half
     width = 1.5 + np.minimum(2.5 * beyond, 0.12 * expression.face_width)
+    rest_upper, rest = (curve(edge @ expression.turn.T) for edge in expression.lips)
+    now, before = (bottom - top).sum(), (rest - rest_upper).sum()
     return _Mouth(
-        outline=outline.astype(np.float32),
         upper=top,
         lower=bottom,
         middle=(top + bottom) / 2,
         sharpness=(1 / width).astype(np.float32),
         across=across,
-        rest_upper=curve(expression.lips[0] @ expression.turn.T),
-        rest=curve(expression.lips[1] @ expression.turn.T),
+        rest_upper=rest_upper,
+        rest=rest,
+        open_share=float(np.clip(now / before, 0, 1)) if expression.open_already else 0.0,
+        width_share=float(np.clip((stop - start) / np.ptp(expression.lips[0] @ expression.turn[0]), 0, 1)),
     )
 
 
@@ -591,54 +661,70 @@ def _fill(mask: NDArray[np.uint8], outline: Array) -> None:
     cv2.fillPoly(mask, [np.rint(outline * (1 << bits)).astype(np.int32)], 255, lineType=cv2.LINE_AA, shift=bits)
 
 
-def _draw_mouth(out: Image, picture: Image, expression: Expression, mouth: _Mouth) -> None:
+def _draw_inside(out: Image, picture: Image, expression: Expression, mouth: _Mouth, part: Part) -> None:
     """Between the driven lips put what is inside: what the portrait shows there, which the skull holds in place,
-    else paint.
+    else paint. In place.
     """
-    rows, columns = expression.mouth_part
-    gap = np.zeros((rows.stop - rows.start, columns.stop - columns.start), dtype=np.uint8)
-    if gap.size == 0:
-        return
-    _fill(gap, mouth.outline - np.array([columns.start, rows.start], dtype=np.float32))
-    if not gap.any():
-        return
-    x, y, w, h = cv2.boundingRect(gap)
-    gap = gap[y : y + h, x : x + w]
-    part = (slice(rows.start + y, rows.start + y + h), slice(columns.start + x, columns.start + x + w))
     column, level = expression.column[part], expression.level[part]
-    depth_upper = np.maximum(level - mouth.upper[column], 0)  # pixels below the upper lip
-    depth_lower = np.maximum(mouth.lower[column] - level, 0)  # pixels above the lower lip
-    across = np.clip(np.abs(mouth.across[column]), 0, 1)
-    cavity, teeth, tongue = expression.colours
-    unit = expression.face_width
-    shade = 1 - smoothstep(across, 0.2, 0.95)
-    inner = np.broadcast_to(cavity, (*level.shape, 3)) * (0.5 + 0.5 * shade[..., None])
-    swell = (1 - smoothstep(depth_lower / unit, 0.0, 0.10)) * shade * smoothstep(depth_upper / unit, 0.05, 0.16)
-    inner = inner + (tongue - inner) * (0.7 * swell)[..., None]
-    if expression.teeth > 0:
-        length = expression.teeth * (1.0 - 0.4 * across**2)
-        # The upper teeth are part of the skull: they hang from where the lips met, whatever the lips do.
-        row = 1 - smoothstep(level - mouth.rest[column], length - 0.012 * unit, length + 0.012 * unit)
-        row *= 1 - smoothstep(across, 0.45, 0.85)
-        # The lip shades the teeth; a faint rhythm stands for the single ones.
-        tone = 0.50 + 0.45 * smoothstep(depth_upper / expression.teeth, 0.0, 0.7)
-        single = 1 - 0.10 * np.abs(np.sin(np.pi * across * 4.5)) ** 12
-        inner = inner + (teeth * (tone * single * (0.6 + 0.4 * shade))[..., None] - inner) * (0.85 * row)[..., None]
-    else:
-        # A raised lip shows more of the teeth: stretch them up to it, so that no dark comes between.
-        top, rest_top, bottom = mouth.upper[column], mouth.rest_upper[column], mouth.rest[column]
-        raised = np.minimum(top, rest_top)
-        share = np.clip((bottom - level) / np.maximum(bottom - raised, 1.0), 0, None)
-        up = (share * np.maximum(bottom - rest_top, 0) - (bottom - level)) * ((level < bottom) & (raised < rest_top))
-        at = _pixel_grid(part) - up[..., None] * expression.turn[1]
-        teeth_there = cv2.remap(picture, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[..., :3]
-        shown = cv2.remap(expression.inside, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[..., None]
-        inner = inner + (teeth_there - inner) * shown
-    # Lips that touch leave an outline without area, which the fill draws as a line.
-    parted = smoothstep((mouth.lower - mouth.upper) / (0.012 * unit), 0.3, 1.3)[column]
-    mask = (gap.astype(np.float32) / 255 * parted)[..., None]
+    across = np.clip(np.abs(mouth.across), 0, 1)
+    # The opening narrows to its corners in a curve; what the portrait shows open keeps its own.
+    half = (mouth.lower - mouth.upper) / 2 * (1 - (1 - mouth.open_share) * across**6)
+    soft = 0.002 * expression.face_width + 0.5  # pixels
+    parted = smoothstep(2 * half / (0.012 * expression.face_width), 0.3, 1.3)
+    mask = parted[column] * smoothstep(half[column] - np.abs(level - mouth.middle[column]), -soft, soft)
+    if not mask.any():
+        return
+    own = expression.open_already
+    inner = _own_inside(picture, expression, mouth, part) if own else _painted_inside(expression, mouth, part)
     place = out[part]
-    place[..., :3] = np.rint(place[..., :3] + mask * (inner - place[..., :3])).astype(np.uint8)
+    place[..., :3] = np.rint(place[..., :3] + mask[..., None] * (inner - place[..., :3])).astype(np.uint8)
+
+
+def _cavity(expression: Expression, mouth: _Mouth, part: Part) -> Array:
+    """``[h, w, 3]``: darkness with a tongue."""
+    column, level, unit = expression.column[part], expression.level[part], expression.face_width
+    below_upper, above_lower = level - mouth.upper[column], mouth.lower[column] - level  # pixels
+    shade = _shade(mouth)[column]
+    cavity, _, tongue = expression.colours
+    swell = (1 - smoothstep(above_lower / unit, 0.0, 0.10)) * shade * smoothstep(below_upper / unit, 0.05, 0.16)
+    dark = cavity * (0.5 + 0.5 * shade[..., None])
+    return np.asarray(dark + (tongue - dark) * (0.7 * swell)[..., None])
+
+
+def _shade(mouth: _Mouth) -> Array:
+    """``[columns]``: the light inside, 1 in the middle of the mouth."""
+    return 1 - smoothstep(np.clip(np.abs(mouth.across), 0, 1), 0.2, 0.95)
+
+
+def _painted_inside(expression: Expression, mouth: _Mouth, part: Part) -> Array:
+    """``[h, w, 3]``: a mouth that the portrait does not show."""
+    column, level, unit = expression.column[part], expression.level[part], expression.face_width
+    across, shade = np.clip(np.abs(mouth.across), 0, 1)[column], _shade(mouth)[column]
+    inner, length = _cavity(expression, mouth, part), _TEETH * unit
+    # The upper teeth are part of the skull: they hang from where the lips met, whatever the lips do.
+    end = length * (1.0 - 0.4 * across**2)
+    row = 1 - smoothstep(level - mouth.rest[column], end - 0.012 * unit, end + 0.012 * unit)
+    row *= 1 - smoothstep(across, 0.45, 0.85)
+    # The lip shades the teeth; a faint rhythm stands for the single ones.
+    light = (0.5 + 0.4 * smoothstep((level - mouth.upper[column]) / length, 0.0, 0.7)) * (0.6 + 0.4 * shade)
+    single = 1 - 0.10 * np.abs(np.sin(np.pi * across * 4.5)) ** 12
+    return np.asarray(inner + (expression.colours[1] - inner) * (row * single)[..., None] * light[..., None] ** _FLESH)
+
+
+def _own_inside(picture: Image, expression: Expression, mouth: _Mouth, part: Part) -> Array:
+    """``[h, w, 3]``: the inside of the mouth as the portrait shows it, a cavity beyond."""
+    column, level = expression.column[part], expression.level[part]
+    inner = _cavity(expression, mouth, part)
+    # A raised lip shows more of the teeth: stretch them up to it, so that no dark comes between.
+    top, rest_top, bottom = mouth.upper[column], mouth.rest_upper[column], mouth.rest[column]
+    raised = np.minimum(top, rest_top)
+    share = np.clip((bottom - level) / np.maximum(bottom - raised, 1.0), 0, None)
+    up = (share * np.maximum(bottom - rest_top, 0) - (bottom - level)) * ((level < bottom) & (raised < rest_top))
+    at = _pixel_grid(part) - up[..., None] * expression.turn[1]
+    teeth = cv2.remap(picture, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[..., :3]
+    shown = cv2.remap(expression.inside, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[..., None]
+    light = 0.4 + 0.6 * mouth.width_share * np.sqrt(mouth.open_share)  # the smaller the opening, the less falls in
+    return np.asarray(inner + (teeth - inner) * shown * light**_FLESH)
 
 
 def _draw_eye(

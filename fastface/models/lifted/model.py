@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastface import ops
+from fastface.face import topology as topo
 from fastface.face.landmarks import Face, Landmarks, MediaPipeLandmarks, largest_face
 from fastface.models.lifted import expression as expr
-from fastface.models.lifted import topology as topo
 from fastface.models.lifted.depth import centred_grid, farthest_points, grid, height_field
 from fastface.models.lifted.matte import (
     MediaPipePerson,

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from fastface.models.lifted import topology as topo
+from fastface.face import topology as topo
 
 __all__ = ["FaceCrop", "outline_size"]
 

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastface.face import FaceParameters, MorphableModel, built_in_head, rotation_matrix, trackable
+from fastface.face import topology as topo
 from fastface.face.camera import FLIP
 from fastface.models import lifted
-from fastface.models.lifted import topology as topo
 from fastface.models.live_portrait.crop import outline_size
 from fastface.models.live_portrait.motion import LivePortraitMotion
 

@@ -155,9 +155,7 @@ class _PreparedConv2d(nn.Module):
         return _modulate(self.conv, self.filter, x, style, self.table)
 
 
-def _modulate(
-    conv: nn.Module, blur: Tensor | None, x: Tensor, style: Tensor, energy: Tensor
-) -> tuple[Tensor, Tensor]:
+def _modulate(conv: nn.Module, blur: Tensor | None, x: Tensor, style: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
     style = style.to(torch.promote_types(style.dtype, torch.float32))
     scale = torch.rsqrt(style.square() @ energy.to(style.dtype) + 1e-8)
     if x.dtype == torch.float16:  # whose range ends at 65504: what goes into the sum of 9 inputs comes out of the scale

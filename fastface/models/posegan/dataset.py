@@ -15,6 +15,8 @@ from fastface.models.posegan.corpus import Clip, Corpus, augment
 
 __all__ = ["Example", "Windows", "prepare", "read_examples", "with_silence"]
 
+_TO_REST = 25  # frames
+
 
 @dataclass(frozen=True)
 class Example:
@@ -72,23 +74,29 @@ def read_examples(
 
 
 def with_silence(examples: Sequence[Example], frames: int, silence: Tensor) -> list[Example]:
-    """Every eighth example between so many frames of silence, in which the head rests where it was: a corpus of speech
-    has none as long, and a network makes up motion for what it never heard. `silence` are its features ``[29]``.
+    """Every sixteenth example between silences, half as long again as windows of so many frames: some hear just that.
+
+    In silence the head comes from the mean of all poses and goes back to it, within 25 frames. A corpus of speech has
+    no silence as long, and a network makes up motion for what it never heard. `silence` are its features ``[29]``.
     None where no example has that many frames: silence alone is nothing to learn from.
     """
     if max(map(len, examples)) < frames:
         return []
-    return [_between_silences(example, frames, silence) for example in examples[::8]]
+    mean = torch.cat([example.pose for example in examples]).mean(0)
+    return [_between_silences(example, frames * 3 // 2, silence, mean) for example in examples[::16]]
 
 
-def _between_silences(example: Example, frames: int, silence: Tensor) -> Example:
+def _between_silences(example: Example, frames: int, silence: Tensor, mean: Tensor) -> Example:
     quiet = silence.expand(len(example.features), frames, -1)
-    index = torch.arange(-frames, len(example) + frames).clamp(0, len(example) - 1)
+    index = torch.arange(-frames, len(example) + frames)
+    inside = index.clamp(0, len(example) - 1)
+    away = ((index - inside).abs() / _TO_REST).clamp(max=1)
+    pose = torch.lerp(mean, example.pose[inside], (1 + torch.cos(torch.pi * away))[:, None] / 2)
     rest = torch.zeros(frames, example.expression.shape[1])
     return Example(
         f"{example.name} between silences",
         torch.cat([quiet, example.features, quiet], 1),
-        example.pose[index],
+        pose,
         example.identity,
         torch.cat([rest, example.expression, rest]),
     )

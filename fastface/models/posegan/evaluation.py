@@ -15,9 +15,12 @@ from fastface.face.loaders import built_in_head
 from fastface.models.posegan.corpus import mouth_opening
 from fastface.models.posegan.dataset import Example
 from fastface.models.posegan.networks import PGFace, PoseGAN
+from fastface.models.posegan.streams import PoseStream
 from fastface.models.posegan.windows import long_poses
 
-__all__ = ["CLOSED", "FaceMeasures", "PoseMeasures", "measure_face", "measure_pose"]
+__all__ = [
+    "CLOSED", "FaceMeasures", "PoseMeasures", "StreamMeasures", "measure_face", "measure_pose", "measure_stream",
+]  # fmt: skip
 
 CLOSED = 0.1  # opening under which lips count as closed: 1.2 mm between them, where a clear "ah" has 12
 
@@ -29,7 +32,8 @@ _Array = NDArray[np.float64]
 @dataclass(frozen=True)
 class FaceMeasures:
     """Of PGFace. The opening is the height between the inner lips of the built-in head's geometry (`mouth_opening`), of
-    what the network gives and of the truth; nan for other face models, and `closed` where no closures are known.
+    what the network gives and of the truth. nan is what cannot be known: all of it for other face models, `closed`
+    without closures, `open` of mouths that never open, `pose_dependence` of a single clip.
 
     Attributes:
         correlation: Pearson's, of both openings over the frames of all clips.
@@ -59,14 +63,16 @@ class FaceMeasures:
         return asdict(self) | {"score": self.error + sum(known)}
 
     def __str__(self) -> str:
-        return (
+        closed = f"{self.closed:.1%} of {self.closures}"
+        lines = {
             f"mouth opening against the target: r {self.correlation:.3f} over all frames, {self.clip_correlation:.3f} "
-            f"in the median clip, {self.lag} frames late\n"
-            f'p, b, m closed (lips under {CLOSED:g} of a clear "ah"): {self.closed:.1%} of {self.closures}\n'
-            f"open where the target is: {self.open:.1%}\n"
-            f"moved by the head's pose: {self.pose_dependence:.1%} of the opening's deviation\n"
-            f"expression: RMS error {self.error:.4f}, 1 being a full one"
-        )
+            f"in the median clip, {self.lag} frames late": self.correlation,
+            f'p, b, m closed (lips under {CLOSED:g} of a clear "ah"): {closed}': self.closed,
+            f"open where the target is: {self.open:.1%}": self.open,
+            f"moved by the head's pose: {self.pose_dependence:.1%} of the opening's deviation": self.pose_dependence,
+            f"expression: RMS error {self.error:.4f}, 1 being a full one": self.error,
+        }
+        return "\n".join(line for line, value in lines.items() if not math.isnan(value))
 
 
 @dataclass(frozen=True)
@@ -91,14 +97,39 @@ class PoseMeasures:
     nods: float
 
     def row(self) -> dict[str, float]:
-        """By name; the score, the lower the better, is the error and what nods miss."""
-        return asdict(self) | {"score": self.error + 1 - self.nods}
+        """By name; the score, the lower the better, is the error, what nods miss, and what diversity, speed and jitter
+        are off: the error alone is lowest for heads that are too still.
+        """
+        off = sum(abs(1 - ratio) for ratio in (self.diversity, self.speed, self.jitter))
+        return asdict(self) | {"score": self.error + 1 - self.nods + off}
 
     def __str__(self) -> str:
         return (
             f"pose: RMS error {self.error:.3f} standard deviations, {self.initial:.3f} in the first frame\n"
             f"against the data: diversity {self.diversity:.2f}, speed {self.speed:.2f}, jitter {self.jitter:.2f}\n"
             f"speed of nods against the data: r {self.nods:.3f}"
+        )
+
+
+@dataclass(frozen=True)
+class StreamMeasures:
+    """Of PoseGAN as it is used: through `PoseStream`, from the mean pose. All that moves comes from the sound.
+
+    Attributes:
+        hop: of the stream.
+        diversity, speed, jitter, nods: as of `PoseMeasures`.
+    """
+
+    hop: int
+    diversity: float
+    speed: float
+    jitter: float
+    nods: float
+
+    def __str__(self) -> str:
+        return (
+            f"live from the mean pose, hop {self.hop}: diversity {self.diversity:.2f}, speed {self.speed:.2f}, "
+            f"jitter {self.jitter:.2f}, nods r {self.nods:.3f}"
         )
 
 
@@ -136,14 +167,16 @@ def measure_face(network: PGFace, examples: Sequence[Example]) -> FaceMeasures:
         lag: _correlation([_later(clip, lag) for clip in opening], target) for lag in range(-_LAG, _LAG + 1)
     }
     every, goal = np.concatenate(opening), np.concatenate(target)
+    # The other clip of a single one is itself.
+    moved = _rms(np.concatenate(turned_opening) - every) if len(examples) > 1 else float("nan")
     return FaceMeasures(
         correlation=correlations[0],
         clip_correlation=float(np.median([_correlation([a], [b]) for a, b in zip(opening, target, strict=True)])),
-        closed=float(np.mean(closures)) if closures else float("nan"),
+        closed=_mean(closures),
         closures=len(closures),
-        open=float(np.mean(every[goal >= 2 * CLOSED] >= CLOSED)),
+        open=_mean(every[goal >= 2 * CLOSED] >= CLOSED),
         lag=max(correlations, key=lambda lag: correlations[lag]),
-        pose_dependence=float(_rms(np.concatenate(turned_opening) - every) / max(every.std(), 1e-9)),
+        pose_dependence=float(moved / max(every.std(), 1e-9)),
         error=error,
     )
 
@@ -165,16 +198,34 @@ def measure_pose(network: PoseGAN, examples: Sequence[Example]) -> PoseMeasures:
         found.append(statistics.normalize(poses).double().cpu().numpy())
         truth.append(statistics.normalize(target).double().cpu().numpy())
     gap = [a - b for a, b in zip(found, truth, strict=True)]
-    diversity, speed, jitter = (_ratio(found, truth, order) for order in range(3))
-    nods, true_nods = ([np.abs(np.diff(clip[:, 0])) for clip in clips] for clips in (found, truth))
     return PoseMeasures(
-        error=_rms(np.concatenate(gap)),
-        initial=_rms(np.stack([clip[0] for clip in gap])),
-        diversity=diversity,
-        speed=speed,
-        jitter=jitter,
-        nods=_correlation(nods, true_nods),
+        error=_rms(np.concatenate(gap)), initial=_rms(np.stack([clip[0] for clip in gap])), **_motion(found, truth)
     )
+
+
+def measure_stream(network: PoseGAN, examples: Sequence[Example], *, hop: int) -> StreamMeasures:
+    """The measures on examples, of their clean sound, as `PoseStream` gives poses.
+
+    Raises:
+        ValueError: no examples, or a hop that `PoseStream` refuses.
+    """
+    _check(examples)
+    normalize = network.statistics.normalize
+    found, truth = [], []
+    for example in examples:
+        stream = PoseStream(network, hop=hop)
+        poses = torch.cat([stream.push(example.features[0]), stream.finish()])
+        found.append(normalize(poses).double().cpu().numpy())
+        truth.append(normalize(example.pose.to(poses)).double().cpu().numpy())
+    return StreamMeasures(hop, **_motion(found, truth))
+
+
+def _motion(found: Sequence[_Array], truth: Sequence[_Array]) -> dict[str, float]:
+    """Diversity, speed, jitter and nods, of normalised poses."""
+    names = ("diversity", "speed", "jitter")
+    nods, true_nods = ([np.abs(np.diff(clip[:, 0])) for clip in clips] for clips in (found, truth))
+    ratios = {name: _ratio(found, truth, order) for order, name in enumerate(names)}
+    return ratios | {"nods": _correlation(nods, true_nods)}
 
 
 def _check(examples: Sequence[Example]) -> None:
@@ -211,6 +262,10 @@ def _middles(closed: Tensor | None) -> list[int]:
         return []
     edges = np.flatnonzero(np.diff(closed.numpy().astype(np.int8), prepend=0, append=0))
     return [int(start + end - 1) // 2 for start, end in edges.reshape(-1, 2)]
+
+
+def _mean(values: Sequence[bool] | NDArray[np.bool_]) -> float:
+    return float(np.mean(values)) if len(values) else float("nan")
 
 
 def _rms(values: _Array) -> float:

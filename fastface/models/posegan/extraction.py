@@ -11,15 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastface.audio.sound import SAMPLE_RATE, Samples
-from fastface.face import Camera, MorphableModel, built_in_head
+from fastface.face import Camera, MorphableModel, built_in_head, lip_gap_mm
 from fastface.face.camera import FLIP
 from fastface.models.headgan.driving import FaceTrack
 from fastface.models.posegan.corpus import Clip, mouth_opening
-from fastface.models.posegan.corpus.visemes import INNER_LIPS
 from fastface.models.posegan.networks import CAMERA_DISTANCE
 from fastface.models.posegan.windows import smooth
 
-__all__ = ["Motion", "cut", "extract", "lip_slopes"]
+__all__ = ["Motion", "cut", "extract"]
 
 Array = NDArray[np.float64]
 
@@ -64,8 +63,8 @@ def extract(track: FaceTrack, model: MorphableModel, fps: float) -> Motion:
     if not 0 < fps < np.inf:
         raise ValueError(f"fps must be positive, got {fps}")
     here, expression = track.found, track.vectors[:, :-7]
-    widths = expression[here] @ lip_slopes(model)
-    closest = expression[here][widths.argsort()[: max(1, round(_REST * len(widths)))]]
+    gaps = expression[here] @ lip_gap_mm(model).slopes
+    closest = expression[here][gaps.argsort()[: max(1, round(_REST * len(gaps)))]]
     poses = _poses(track.parameters.camera, here, millimetres)
     rows = torch.cat([poses, expression - closest.median(0).values], 1)[here].double().numpy()
 
@@ -86,18 +85,6 @@ def _poses(camera: Camera, found: Tensor, millimetres: float) -> Tensor:
     shift = (camera.translation - middle) * camera.scale.new_tensor(FLIP) * millimetres / camera.scale[:, None]
     depth = CAMERA_DISTANCE * (1 - size / camera.scale)
     return torch.stack([pitch, yaw, roll, *shift[:, :2].T, depth], 1)
-
-
-def lip_slopes(model: MorphableModel) -> Tensor:
-    """What each expression adds to the height between the inner lips, ``[E]`` in the model's unit.
-
-    Raises ValueError for a model without dense points.
-    """
-    if model.dense is None:
-        raise ValueError("the face model must have dense points, got none")
-    heights = model.dense.of((model.expression_basis * model.expression_scale).movedim(2, 0))[..., 1]  # [E, N]
-    upper, lower = INNER_LIPS
-    return heights[:, upper] - heights[:, lower]
 
 
 def cut(motion: Motion, samples: Samples, fps: float, model: MorphableModel) -> Iterator[Clip]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from fastface.models.posegan.neck import carried
+
 __all__ = ["Blinks", "Drift"]
 
 Array = NDArray[np.float64]
@@ -59,7 +61,7 @@ def _closing(share: Array) -> Array:
 class Drift:
     """What a head does by itself: called with seconds ``[n]``, poses ``[n, 6]`` in radians and millimetres, from 0 on.
 
-    Three slow waves a number, of periods that never meet again.
+    Three slow waves a number, of periods that never meet again; the angles turn the head about the neck.
     """
 
     def __init__(self, seed: int | np.random.SeedSequence) -> None:
@@ -69,4 +71,6 @@ class Drift:
 
     def __call__(self, seconds: Array) -> Array:
         waves = np.sin(seconds[:, None, None] * self._rates + self._phases).sum(1)
-        return np.asarray(_DRIFT * waves * (1 - np.exp(-seconds[:, None] / _ONSET)))
+        poses = _DRIFT * waves * (1 - np.exp(-seconds[:, None] / _ONSET))
+        poses[:, 3:] += carried(poses[:, :3])
+        return np.asarray(poses)

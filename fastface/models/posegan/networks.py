@@ -62,6 +62,7 @@ class PoseGANConfig:
             them sound that comes 32 frames later gives, away from the ends, the same poses 32 frames later.
         fps: frames a second of the features and the poses; inferred, as in FACIAL.
         speech: what gives the features, by name; printed: DeepSpeech.
+        face: the `content_hash` of the face model that it was trained on; None where that is not known.
     """
 
     features: int = 29
@@ -72,6 +73,7 @@ class PoseGANConfig:
     aligned: bool = False
     fps: float = 30.0
     speech: str = "deepspeech"
+    face: str | None = None
 
     def __post_init__(self) -> None:
         if (len(self.trunk), len(self.levels)) != (4, 5):
@@ -105,7 +107,7 @@ class PGFaceConfig:
         hidden: of the first two linear layers, inferred, as is the ReLU behind them.
         identities, expressions: lengths of the results, inferred.
         norm_last: batch norm behind the ReLU, as FACIAL has it; printed is the ReLU behind the batch norm.
-        fps, speech: as of `PoseGANConfig`.
+        fps, speech, face: as of `PoseGANConfig`.
     """
 
     features: int = 29
@@ -116,6 +118,7 @@ class PGFaceConfig:
     norm_last: bool = False
     fps: float = 30.0
     speech: str = "deepspeech"
+    face: str | None = None
 
     def __post_init__(self) -> None:
         if (len(self.widths), len(self.hidden)) != (4, 2):

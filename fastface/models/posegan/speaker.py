@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,14 +19,23 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from fastface.audio import SpectralSpeechStream
+from fastface.audio import PrecomputedSpeech, SpectralSpeechStream
 from fastface.audio.sound import SAMPLE_RATE, Samples, to_float
-from fastface.audio.speech import FEATURES, STEP_RATE, Features
-from fastface.face import Camera, FaceParameters, MorphableModel, built_in_head, trackable
+from fastface.audio.speech import FEATURES, LOUDNESS, STEP_RATE, Features, PrecomputedSpeechStream
+from fastface.face import (
+    Camera,
+    FaceParameters,
+    MorphableModel,
+    built_in_head,
+    lip_gap_mm,
+    rotation_matrix,
+    rotation_vector,
+    topology,
+    trackable,
+)
 from fastface.face.camera import FLIP
+from fastface.models import lifted
 from fastface.models.headgan.driving import FaceTrack
-from fastface.models.headgan.edits import turn
-from fastface.models.lifted import topology
 from fastface.models.posegan.idle import Blinks, Drift
 from fastface.models.posegan.networks import CAMERA_DISTANCE, POSE, PGFace, PoseGAN
 from fastface.models.posegan.streams import MotionStream
@@ -35,14 +44,14 @@ __all__ = ["Lips", "RecognizedSpeechStream", "Resampling", "Speaker", "SpeakerCo
 
 Recognize = Callable[[Samples, int], Features]
 
-SPECTRAL, WAV2VEC2 = "spectral", "wav2vec2"  # front ends, as the networks' configurations name them
+# Front ends, as the networks' configurations name them; any other name wants precomputed features.
+SPECTRAL, WAV2VEC2, PRECOMPUTED = "spectral", "wav2vec2", "precomputed"
 _STEP = SAMPLE_RATE // STEP_RATE
-_LOUDNESS = 23  # its column in the features of SpectralSpeech
 _QUIET, _HEARD = 0.15, 0.35  # loudness, -43 and -33 dB, between which the mouth is let open
 _HELD = 6  # frames before and after a loud one at most in which it is: the silence in a stop is part of the word
 _MOST = math.radians(20)  # of a turn: what a photo does not show begins there
 _FARTHEST = 60.0  # mm
-_LIPS = ("jaw_open", "upper_lip_raise", "lower_lip_drop")  # modes that close a mouth
+_CLOSING = ("jaw_open", "upper_lip_raise", "lower_lip_drop")  # modes that close a mouth
 _OVERLAP = 1.1  # of the gap: lips that cross are drawn closed
 _ROUNDING = ("pucker", "funnel")
 _LIP_SHAPES = (
@@ -89,14 +98,20 @@ class Speaker:
         model: whose parameters these are; the built-in head by default.
         opening: how far its lips are apart, as of `Lips`.
         fps: of the frames; the networks keep their own rate.
-        level: of the speech in dB (`fastface.audio.speech_level`); None takes that of the sound so far.
+        level: of the speech in dB (`fastface.audio.speech_level`); None takes that of the last minutes.
         recognize: `Wav2Vec2Recognizer(...).log_probabilities`, for networks trained with it.
+        features: those of the whole sound in its place, for networks that hear what is not measured here, such as the
+            published DeepSpeech. What they say of silence is not known then, and taken for a face at rest.
         config: how much it does.
         hop: of `PoseStream`. A quarter of PoseGAN's window by default: little work, long latency; live wants 8.
 
+    Attributes:
+        heard: whether any sound so far was loud enough to open the mouth.
+
     Raises:
-        ValueError: networks that hear something else, or give another number of expressions than the model has; a model
-            in an unknown unit; fps out of range.
+        ValueError: networks that hear something else, were trained on another face model, or give another number of
+            expressions than the model has; a reference of another size; a model in an unknown unit; fps, level or hop
+            out of range.
     """
 
     def __init__(
@@ -110,6 +125,7 @@ class Speaker:
         fps: float = 25.0,
         level: float | None = None,
         recognize: Recognize | None = None,
+        features: PrecomputedSpeech | None = None,
         config: SpeakerConfig | None = None,
         hop: int | None = None,
     ) -> None:
@@ -120,19 +136,30 @@ class Speaker:
         if pgface.config.expressions != self.model.expressions:
             found = pgface.config.expressions
             raise ValueError(f"pgface must give the face model's {self.model.expressions} expressions, got {found}")
+        for network in (posegan, pgface):
+            if network.config.face not in (None, self.model.content_hash):
+                raise ValueError(
+                    f"networks must be for the face model {self.model.content_hash}, got {network.config.face}"
+                )
         _ = self.model.millimetres  # refused now, not with the first frame
-        _check_front_end(pgface.config.speech, recognize)
-        self._motion = MotionStream(posegan, pgface, hop=hop or max(1, posegan.config.frames // 4))
+        _check_reference(reference, self.model)
+        check_front_end(pgface.config.speech, recognized=recognize is not None, precomputed=features is not None)
+        hop = max(1, posegan.config.frames // 4) if hop is None else hop
+        self._motion = MotionStream(posegan, pgface, hop=hop)
         self._mean = posegan.statistics.mean.cpu()
-        self._silent = _said_of_silence(pgface, recognize)
         self._spectral = SpectralSpeechStream(level)
-        self._recognized = None if recognize is None else RecognizedSpeechStream(recognize)
+        self._other: PrecomputedSpeechStream | RecognizedSpeechStream | None = None
+        if features is not None:
+            self._other, self._silent = PrecomputedSpeechStream(features), torch.zeros(self.model.expressions)
+        else:
+            self._other = None if recognize is None else RecognizedSpeechStream(recognize)
+            self._silent = _said_of_silence(pgface, recognize)
         self._rate = rate = pgface.config.fps
         self._at_rate, self._loud_at_rate, self._at_fps = (
             Resampling(*rates) for rates in ((STEP_RATE, rate), (STEP_RATE, rate), (rate, fps))
         )
         self._loud = torch.zeros(_HELD)  # from _HELD frames before the one that PGFace gives next
-        self._frames = 0
+        self._frames, self.heard = 0, False
         self._lips = Lips(reference, self.model, opening)
         drift, blinks, brows = np.random.SeedSequence(self.config.seed).spawn(3)
         self._drift, self._blinks = Drift(drift), Blinks(blinks, self.config.blink)
@@ -155,15 +182,15 @@ class Speaker:
         """
         values = to_float(samples)
         spectral = self._spectral.push(values)
-        return self._speak(spectral, self._recognized.push(values) if self._recognized else spectral)
+        return self._speak(spectral, self._other.push(values) if self._other else spectral)
 
     def finish(self) -> FaceTrack:
-        """The frames that are left, once the sound has ended."""
+        """The frames that are left, once the sound has ended. Raises ValueError where `features` are of other sound."""
         spectral = self._spectral.finish()
-        return self._speak(spectral, self._recognized.finish() if self._recognized else spectral, end=True)
+        return self._speak(spectral, self._other.finish() if self._other else spectral, end=True)
 
     def _speak(self, spectral: Features, features: Features, *, end: bool = False) -> FaceTrack:
-        loud = torch.from_numpy(spectral[:, _LOUDNESS : _LOUDNESS + 1])
+        loud = torch.from_numpy(spectral[:, LOUDNESS : LOUDNESS + 1])
         self._loud = torch.cat([self._loud, self._loud_at_rate.push(loud, end=end)[:, 0]])
         motions = [self._motion.push(self._at_rate.push(torch.from_numpy(features), end=end))]
         if end:
@@ -181,6 +208,7 @@ class Speaker:
         if count == 0:
             return torch.zeros(0, 1)
         share = ((around - _QUIET) / (_HEARD - _QUIET)).clamp(0, 1)[None]
+        self.heard |= bool(share.any())
         held = F.max_pool1d(share, _HELD + 1, 1)
         return F.avg_pool1d(held, _HELD + 1, 1).T  # so that it fades
 
@@ -207,17 +235,18 @@ class Speaker:
 
 
 def posed(reference: FaceParameters, model: MorphableModel, poses: Tensor) -> Camera:
-    """The cameras of a face that departs from its own by poses ``[n, 6]``.
+    """The cameras of a face that departs from its own by poses ``[n, 6]``: undoes what `extract` makes of cameras.
 
-    Pitch, yaw and roll are radians, with the signs of `Camera.angles`, about the neck; x, y and z are millimetres along
-    the axes of model space, z becoming a change of size. Both are kept within what a photo can show, 20° and 60 mm.
+    Pitch, yaw and roll are radians, with the signs of `Camera.angles`, about the model's origin; x, y and z are
+    millimetres of that origin along the axes of model space, z becoming a change of size. So a turn about the neck is
+    in them already (`carried`). Both are kept within what a photo can show, 20° and 60 mm.
     """
     angles, shift = poses[:, :3].clamp(-_MOST, _MOST).rad2deg(), poses[:, 3:].clamp(-_FARTHEST, _FARTHEST)
-    turned = [turn(reference, model, pitch=p, yaw=y, roll=r).camera.vector for p, y, r in angles.tolist()]
-    camera = Camera.of_vector(torch.cat([reference.camera.vector[:0], *turned]))
-    pixels = reference.camera.scale / model.millimetres * shift.new_tensor(FLIP)  # of a millimetre
-    nearer = CAMERA_DISTANCE / (CAMERA_DISTANCE - shift[:, 2])
-    return replace(camera, scale=camera.scale * nearer, translation=camera.translation + shift * pixels)
+    own, flip = reference.camera, poses.new_tensor(FLIP)
+    turn = flip[:, None] * lifted.rotation_matrix(angles[:, [1, 0, 2]]) * flip
+    scale = own.scale * CAMERA_DISTANCE / (CAMERA_DISTANCE - shift[:, 2])
+    moved = scale[:, None] / model.millimetres * flip * shift  # pixels
+    return Camera(scale, rotation_vector(turn @ rotation_matrix(own.rotation)), own.translation + moved)
 
 
 class Lips:
@@ -230,22 +259,20 @@ class Lips:
     Args:
         own: the portrait's face, batch 1.
         model: whose parameters these are.
-        opening: how far its lips are apart in face widths (`mouth_opening` of its landmarks); None: as the fit has it,
-            which takes it for smaller than it is.
+        opening: how far its lips are apart in face widths (`lip_gap_in_widths` of its landmarks); None: as the fit
+            has it, which takes it for smaller than it is.
     """
 
     def __init__(self, own: FaceParameters, model: MorphableModel, opening: float | None = None) -> None:
         assert model.dense is not None
-        moves = model.dense.of((model.expression_basis * model.expression_scale).movedim(2, 0))[..., 1]  # [E, N]
-        upper, lower = (list(line[3:8]) for line in (topology.LIPS_INNER_UPPER, topology.LIPS_INNER_LOWER))
-        self._gradient = (moves[:, upper] - moves[:, lower]).mean(1)
+        self._gradient = lip_gap_mm(model).slopes
         ears = model.dense.of(model.shape(own.identity))[0, [topology.EAR_LEFT, topology.EAR_RIGHT]]
-        width = torch.linalg.vector_norm(ears[0] - ears[1])
+        width = torch.linalg.vector_norm(ears[0] - ears[1]) * model.millimetres
         self._own = own.expression
         self._gap = own.expression @ self._gradient if opening is None else opening * width[None]
         closing = self._gradient.clone()
         if model.expression_names:
-            closing[[name not in _LIPS for name in model.expression_names]] = 0
+            closing[[name not in _CLOSING for name in model.expression_names]] = 0
         self._closing = _OVERLAP * closing / closing.square().sum().clamp(min=1e-12)
 
     def closed(self, expression: Tensor) -> Tensor:
@@ -310,11 +337,27 @@ class RecognizedSpeechStream:
         return heard[first : first - (-count // _STEP)]
 
 
-def _check_front_end(speech: str, recognize: Recognize | None) -> None:
-    expected = SPECTRAL if recognize is None else WAV2VEC2
-    if speech != expected:
-        hint = {SPECTRAL: "leave the recognizer out", WAV2VEC2: "pass a recognizer"}.get(speech, "train them anew")
-        raise ValueError(f"the networks must hear {expected!r} features, got networks for {speech!r}: {hint}")
+def _check_reference(reference: FaceParameters, model: MorphableModel) -> None:
+    parts = (
+        ("identity", reference.identity, model.identities),
+        ("expression", reference.expression, model.expressions),
+        ("camera", reference.camera.vector, 7),
+    )
+    for name, values, count in parts:
+        if values.shape != (1, count):
+            raise ValueError(f"reference.{name} must be [1, {count}], got {list(values.shape)}")
+
+
+def check_front_end(speech: str, *, recognized: bool, precomputed: bool) -> None:
+    """Raises ValueError where networks for the front end of that name are given something else to hear."""
+    if speech == SPECTRAL:
+        fits, hint = not (recognized or precomputed), "they are measured here, leave recognizer and features out"
+    elif speech == WAV2VEC2:
+        fits, hint = recognized != precomputed, "pass a recognizer or its features"
+    else:
+        fits, hint = precomputed and not recognized, "pass precomputed features and no recognizer"
+    if not fits:
+        raise ValueError(f"the networks hear {speech!r} features: {hint}")
 
 
 @torch.inference_mode()

@@ -70,7 +70,7 @@ class PoseStream:
         """The poses ``[m, 6]`` that features ``[n, 29]`` complete, radians and millimetres.
 
         Raises:
-            ValueError: features of another shape, or after `finish`.
+            ValueError: features of another shape or not finite, or after `finish`.
         """
         _check(features, self._features.shape[1], self._ended)
         self._features = torch.cat([self._features, features.to(self._features)])
@@ -129,7 +129,7 @@ class FaceStream:
             poses: ``[n, 6]``, radians and millimetres.
 
         Raises:
-            ValueError: other shapes, or frames after `finish`.
+            ValueError: other shapes, features that are not finite, or frames after `finish`.
         """
         _check(features, self._network.config.features, self._ended)
         if poses.shape != (len(features), POSE):
@@ -200,7 +200,7 @@ class MotionStream:
         """The motion that features ``[n, 29]`` complete.
 
         Raises:
-            ValueError: features of another shape, or after `finish`.
+            ValueError: features of another shape or not finite, or after `finish`.
         """
         poses = self._pose_stream.push(features)
         self._features = torch.cat([self._features, features.to(self._features)])
@@ -228,3 +228,6 @@ def _check(features: Tensor, expected: int, ended: bool) -> None:
         raise ValueError(f"the stream must not have ended, got {len(features)} frames after finish()")
     if features.dim() != 2 or features.shape[1] != expected:
         raise ValueError(f"features must be [n, {expected}], got {list(features.shape)}")
+    lost = ~features.isfinite().all(1)
+    if lost.any():  # the poses of a frame go into those of all later ones
+        raise ValueError(f"features must be finite, got {int(lost.sum())} of {len(features)} frames that are not")

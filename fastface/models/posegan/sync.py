@@ -12,16 +12,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastface.audio.speech import FEATURES, STEP_RATE
-from fastface.face import Landmarks, MediaPipeLandmarks, largest_face
-from fastface.models.lifted.driving import mouth_opening
+from fastface.audio.speech import FEATURES, STEP_RATE, VOICING
+from fastface.face import Landmarks, MediaPipeLandmarks, largest_face, lip_gap_in_widths
 
 __all__ = ["LipSync", "lip_openings", "lip_sync"]
 
 Array = NDArray[np.float64]
 
-# Columns of SpectralSpeech: bands over 420 to 880 Hz, where a first formant tells how open the mouth is, and voicing.
-_BANDS, _VOICING = slice(3, 9), 26
+_BANDS = slice(3, 9)  # of SpectralSpeech, over 420 to 880 Hz, where a first formant tells how open the mouth is
 _VOICED = 0.3  # of voicing times loudness
 _RATE = 100  # both are compared at so many times a second
 _REACH = 0.4  # s, the largest lag
@@ -55,7 +53,7 @@ def lip_openings(
     """
     landmarks = landmarks or MediaPipeLandmarks(max_faces=1)
     found = [
-        (seconds, mouth_opening(faces[largest_face(faces)].points))
+        (seconds, lip_gap_in_widths(faces[largest_face(faces)].points))
         for image, seconds in frames
         if (faces := landmarks(image))
     ]
@@ -84,7 +82,7 @@ def lip_sync(seconds: ArrayLike, openings: ArrayLike, features: NDArray[np.float
         return _mean(np.interp(grid, at, numbers), _SMOOTH)
 
     sounds = np.arange(len(features)) / STEP_RATE
-    voiced = _mean(np.interp(grid, sounds, features[:, _VOICING] > _VOICED), 2 * _AROUND) > 0
+    voiced = _mean(np.interp(grid, sounds, features[:, VOICING] > _VOICED), 2 * _AROUND) > 0
     if not len(times) or voiced.sum() < _LEAST * _RATE:
         raise ValueError(f"lips need {_LEAST} s of voiced sound to be compared with, got {voiced.sum() / _RATE:.2f} s")
     envelope, lips = at_grid(sounds, features[:, _BANDS].mean(1)), at_grid(times, values)

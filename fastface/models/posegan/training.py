@@ -1,18 +1,21 @@
 """Training of PoseGAN and PGFace on clips: what a step learns from, and the loop around the steps.
 
-Step n draws its windows from a generator of the seed and n. So a run that was interrupted and goes on gives, on one
-machine, the numbers of a run that was not.
+Step n draws its windows from a generator of the seed and n, and an interruption waits for the end of its step. So a run
+that was interrupted and goes on gives, on one machine, the numbers of a run that was not.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import math
 import pickle
+import signal
+import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic
 
@@ -22,11 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastface._files import replacing
-from fastface.face.loaders import built_in_head
+from fastface.face import built_in_head, lip_gap_mm
 from fastface.models.posegan.corpus.visemes import WIDEST
 from fastface.models.posegan.dataset import Example, Windows
 from fastface.models.posegan.evaluation import measure_face, measure_pose
-from fastface.models.posegan.extraction import lip_slopes
 from fastface.models.posegan.losses import discriminator_loss, face_loss, pose_loss
 from fastface.models.posegan.networks import (
     BEFORE,
@@ -48,6 +50,7 @@ _WARM_UP = 0.02  # of the training
 _OPENING, _CLOSURE = 5.0, 8.0  # weights of the mouth's opening, and of closures among its frames
 _ACCELERATION = 1000.0  # weight of second differences: without it heads tremble at a fraction of a degree
 _LARGEST_GRADIENT = 5.0  # norm; velocities weigh much, and the first steps are rough
+_STATE = ("step", "seconds", "best", "history", "losses")  # of a run, that going on needs
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ class FaceLearner(Learner[PGFace]):
         self.noise = noise
         head, expressions = built_in_head(), network.config.expressions
         # Of another face model it is not known what opens the mouth.
-        opening = lip_slopes(head) / WIDEST if expressions == head.expressions else torch.zeros(expressions)
+        opening = lip_gap_mm(head).slopes / WIDEST if expressions == head.expressions else torch.zeros(expressions)
         self._opening = opening.to(self.device)
         self._windows = Windows(examples, frames)
         self._statistics = PoseStatistics(network.statistics.mean.cpu(), network.statistics.std.cpu())  # of examples
@@ -195,6 +198,10 @@ class PoseLearner(Learner[PoseGAN]):
         held_out: to validate on.
         config: see there.
         judge: sizes of the discriminator.
+
+    Raises:
+        ValueError: no example as long as a window, or a batch of 1 for windows of up to 32 frames: batch norm needs
+            more than the one number per channel that is then left at the U-Net's lowest level.
     """
 
     def __init__(
@@ -206,9 +213,12 @@ class PoseLearner(Learner[PoseGAN]):
         *,
         judge: PoseDiscriminatorConfig | None = None,
     ) -> None:
+        frames = network.config.frames
+        if config.batch == 1 and frames <= 2 ** len(network.config.levels):
+            raise ValueError(f"batch must be at least 2 for windows of up to 32 frames, got 1 for {frames} frames")
         self._judge = PoseDiscriminator(judge).to(network.statistics.mean.device)
         super().__init__(network, held_out, config, posegan=network, discriminator=self._judge)
-        self._windows = Windows(examples, network.config.frames)
+        self._windows = Windows(examples, frames)
 
     def step(self, rng: np.random.Generator) -> Row:
         drawn, frames = self._windows.draw(rng, self.config.batch), self._windows.frames
@@ -246,6 +256,7 @@ class Run:
         step, seconds: so far.
         best: the lowest score so far.
         history: the rows: step, seconds, losses (means since the row before) and measures.
+        losses: of the steps since the last row.
     """
 
     folder: Path
@@ -254,6 +265,7 @@ class Run:
     seconds: float = 0.0
     best: float = math.inf
     history: list[Row] = field(default_factory=list)
+    losses: list[Row] = field(default_factory=list)
 
     def path(self, ending: str) -> Path:
         """The file with that ending."""
@@ -270,18 +282,17 @@ class Run:
         Raises:
             ValueError: no such files, damaged ones, or those of a network of another configuration.
         """
-        path = self.path("last.pt")
+        path, expected = self.path("last.pt"), learner.network.config
         network = load(self.path("last.safetensors"), type(learner.network))
-        if network.config != learner.network.config:
-            raise ValueError(f"the network to go on with must be {learner.network.config}, got {network.config}")
+        if replace(network.config, face=network.config.face or expected.face) != expected:
+            raise ValueError(f"the network to go on with must be {expected}, got {network.config}")
         try:
             state = torch.load(path, map_location=learner.device, weights_only=True)
             for name, part in learner.parts.items():
                 part.load_state_dict(state["parts"].get(name) or network.state_dict())
                 learner.optimizers[name].load_state_dict(state["optimizers"][name])
-            self.step, self.seconds, self.best, self.history = (
-                state[key] for key in ("step", "seconds", "best", "history")
-            )
+            for name in _STATE:
+                setattr(self, name, state[name])
         except (OSError, EOFError, KeyError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
             raise ValueError(f"cannot go on from {path}: {str(error).splitlines()[0]}") from error
 
@@ -291,8 +302,7 @@ class Run:
         state = {
             "parts": {n: part.state_dict() for n, part in learner.parts.items() if part is not learner.network},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in learner.optimizers.items()},
-            "step": self.step, "seconds": self.seconds, "best": self.best, "history": self.history,
-        }  # fmt: skip
+        } | {name: getattr(self, name) for name in _STATE}
         with replacing(self.path("last.pt")) as temporary:
             torch.save(state, temporary)
         if self.history:
@@ -305,32 +315,52 @@ class Run:
 def train(learner: Learner[Any], run: Run, watch: Callable[[Run], Any] = lambda run: None) -> None:
     """Train until the configuration's end; `watch` hears of every step.
 
-    An interruption (KeyboardInterrupt) saves the last weights and is raised again.
+    Ctrl+C ends it after the step under way: the state is saved, then KeyboardInterrupt raised. A second one ends it at
+    once, and what was saved last stays.
     """
-    config, losses, before = learner.config, list[Row](), run.seconds
-    started = time.perf_counter()
-    try:
+    config, before, started = learner.config, run.seconds, time.perf_counter()
+    with _interruption() as interrupted:
         while (done := run.done(config)) < 1:
             rate = config.rate * min(1.0, (done + 1e-3) / _WARM_UP) * (1 + math.cos(math.pi * done)) / 2
             for optimizer in learner.optimizers.values():
                 for group in optimizer.param_groups:
                     group["lr"] = rate
             learner.network.train()
-            losses.append(learner.step(np.random.default_rng((config.seed, run.step))))
+            run.losses.append(learner.step(np.random.default_rng((config.seed, run.step))))
             run.step += 1
             run.seconds = before + time.perf_counter() - started
             if run.step % config.every == 0 or run.done(config) == 1:
-                _validate(learner, run, losses, rate)
-                losses.clear()
+                _validate(learner, run, rate)
             watch(run)
-    except KeyboardInterrupt:
-        run.save(learner)
-        raise
+            if interrupted.is_set():
+                run.save(learner)
+                raise KeyboardInterrupt
 
 
-def _validate(learner: Learner[Any], run: Run, losses: Sequence[Row], rate: float) -> None:
+@contextlib.contextmanager
+def _interruption() -> Iterator[threading.Event]:
+    """Set by the first Ctrl+C, where that would raise KeyboardInterrupt; the second one does."""
+    interrupted, default = threading.Event(), signal.default_int_handler
+
+    def wait(*_: object) -> None:
+        signal.signal(signal.SIGINT, default)
+        interrupted.set()
+
+    # Only the main thread may set handlers; one of somebody else's stays.
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is default
+    if ours:
+        signal.signal(signal.SIGINT, wait)
+    try:
+        yield interrupted
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, default)
+
+
+def _validate(learner: Learner[Any], run: Run, rate: float) -> None:
     """A row of the history, and the files."""
-    means = {name: float(np.mean([row[name] for row in losses])) for name in losses[0]}
+    means = {name: float(np.mean([row[name] for row in run.losses])) for name in run.losses[0]}
+    run.losses = []
     measures = learner.validate()
     run.history.append({"step": run.step, "seconds": round(run.seconds, 1), "rate": rate} | means | measures)
     if measures["score"] < run.best:

@@ -16,7 +16,8 @@ _ABOUT = """
 Synthetic speech to train PoseGAN and PGFace on. eSpeak NG (apt install espeak-ng) speaks sentences of a small grammar
 with many voices; the times of its phonemes move the mouth of the built-in head, and the head drifts and nods with it.
 Every clip is NAME.wav (16 kHz) and NAME.npz (pose, identity, expression, opening, closed); every tenth is held out,
-with sentences, voices and rates of its own. The same options give the same corpus; what is there already is kept.
+with sentences, voices and rates of its own. The same options give the same corpus; what is there already is kept and
+listed, also where --hours asks for less.
 """
 _EXAMPLES = """
 examples:
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="of the training clips that get noise, a room, a microphone or a telephone's band (default: 0; training "
         "may do it anew for every epoch)",
     )  # fmt: skip
-    parser.add_argument("--force", action="store_true", help="write clips anew that are there already")
+    parser.add_argument("--force", action="store_true", help="remove the clips that are there first")
     parser.add_argument(
         "--picture", nargs=2, metavar=("NAME", "PNG"), help="only draw a clip that is there: its curves and its mouth"
     )

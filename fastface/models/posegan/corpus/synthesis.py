@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ _HELD_OUT_VARIANTS = ("+m5", "+m7", "+f4", "+f5", "+belinda", "+max")
 _HELD_OUT_EVERY = 10  # clips
 _TRACTS, _HELD_OUT_TRACTS = (0.8, 1.15), (0.9, 1.1)
 _PEOPLE = 0.6  # standard deviations of identities
+_FACES = "[0-9]" * 5 + ".npz"  # the files of clips
+_Line = dict[str, Any]  # of a clip in corpus.json
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,8 @@ def make_clip(plan: Plan, speech: Speech, fps: float = FPS) -> Clip:
 def synthesize(
     folder: Path, options: Options, *, force: bool = False, progress: Callable[[float], Any] = lambda seconds: None
 ) -> Corpus:
-    """Write a corpus; clips that are there already are kept, unless `force`. `progress` hears the seconds of each clip.
+    """Write a corpus. Clips that are there already are kept, also those beyond `seconds`, unless `force`, which removes
+    them first; corpus.json has every clip there is. `progress` hears the seconds of each clip up to `seconds`.
 
     Raises:
         ValueError: the folder holds a corpus of other options and `force` is not set.
@@ -116,36 +119,47 @@ def synthesize(
             raise ValueError(
                 f"{folder} must be empty or of the same options, got a corpus of {there}; --force replaces it"
             )
-    clips: list[dict[str, Any]] = []
-    corpus = Corpus(folder, options.fps, built_in_head().content_hash, clips, made)
-    write_corpus(corpus)
+    if force:
+        for path in folder.glob(_FACES):
+            path.unlink()
+    clips = _found(folder, options)
+    corpus = Corpus(folder, options.fps, built_in_head().content_hash, [], made)
+    write_corpus(_indexed(corpus, clips))  # before anything is spoken: it says of which options the clips are
     try:
-        for each, seconds in _clips(folder, options, force):
-            clips.append(_entry(each, seconds))
-            progress(seconds)
+        _speak(folder, options, clips, progress)
     finally:
+        corpus = _indexed(corpus, clips)
         write_corpus(corpus)
     return corpus
 
 
-def _entry(plan: Plan, seconds: float) -> dict[str, Any]:
-    """The clip's line in corpus.json."""
-    known = asdict(plan) | asdict(plan.voice) | {"voice": plan.voice.name, "seconds": round(seconds, 2)}
-    return {key: value for key, value in known.items() if key != "seed"} | {"name": plan.name}
+def _found(folder: Path, options: Options) -> dict[int, _Line]:
+    """The lines of the clips that are there, by their numbers."""
+    found = ((int(path.stem), clip_seconds(folder, path.stem)) for path in sorted(folder.glob(_FACES)))
+    return {index: _entry(plan(index, options), seconds) for index, seconds in found if seconds is not None}
 
 
-def _clips(folder: Path, options: Options, force: bool) -> Iterator[tuple[Plan, float]]:
-    """Each clip's plan and length, once it is written."""
+def _indexed(corpus: Corpus, clips: Mapping[int, _Line]) -> Corpus:
+    return replace(corpus, clips=[clips[index] for index in sorted(clips)])
+
+
+def _speak(folder: Path, options: Options, clips: dict[int, _Line], progress: Callable[[float], Any]) -> None:
+    """Write the clips that are missing up to the seconds, and their lines."""
     done = 0.0
     with synthesizer() as speak:
         for index in itertools.count():
             if done >= options.seconds:
                 return
-            each = plan(index, options)
-            seconds = None if force else clip_seconds(folder, each.name)
-            if seconds is None:
+            if index not in clips:
+                each = plan(index, options)
                 clip = make_clip(each, speak(each.text, each.voice), options.fps)
                 write_clip(folder, each.name, clip)
-                seconds = clip.seconds
-            done += seconds
-            yield each, seconds
+                clips[index] = _entry(each, clip.seconds)
+            done += clips[index]["seconds"]
+            progress(clips[index]["seconds"])
+
+
+def _entry(plan: Plan, seconds: float) -> _Line:
+    """The clip's line."""
+    known = asdict(plan) | asdict(plan.voice) | {"voice": plan.voice.name, "seconds": round(seconds, 2)}
+    return {key: value for key, value in known.items() if key != "seed"} | {"name": plan.name}

@@ -21,13 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastface.audio.sound import SAMPLE_RATE, Samples
-from fastface.face.loaders import built_in_head
+from fastface.face import built_in_head, lip_gap_mm
 from fastface.models.posegan.corpus.espeak import Phoneme, Speech
 
 _Array = NDArray[np.float64]
 
-WIDEST = 1.2  # cm between the lips that count as an opening of 1: a clear "ah"
-INNER_LIPS = (13, 14)  # MediaPipe's
+WIDEST = 12.0  # mm between the lips that count as an opening of 1: a clear "ah"
 _JAW = ("jaw_open",)
 _PARTING = ("jaw_open", "funnel", "upper_lip_raise", "lower_lip_drop", "lips_press", "lips_roll", "chin_raise")
 _JAW_DECAY, _LIPS_DECAY = 1 / 0.025, 1 / 0.040  # θ, per second: lips round ahead of the vowel, the jaw waits
@@ -172,19 +171,15 @@ def mouth(parts: Sequence[Segment], frames: int, fps: float) -> Mouth:
 
 
 def mouth_opening(expression: NDArray[np.floating]) -> _Array:
-    """How far the built-in head's inner lips are apart under expressions ``[..., E]``: 0 if not, 1 at 1.2 cm."""
-    rest, slopes = _lip_distance()
+    """How far the built-in head's inner lips are apart under expressions ``[..., E]``: 0 if not, 1 at 12 mm."""
+    rest, slopes = _lip_gap()
     return np.asarray((rest + expression @ slopes) / WIDEST).clip(0, 1)
 
 
 @functools.cache
-def _lip_distance() -> tuple[float, _Array]:
-    """The height between the inner lips at rest in cm, and what each expression adds: modes are linear."""
-    head = built_in_head()
-    assert head.dense is not None
-    upper, lower = head.dense.vertices[list(INNER_LIPS), 0].tolist()
-    height = (head.expression_basis[upper, 1] - head.expression_basis[lower, 1]) * head.expression_scale
-    return float(head.mean[upper, 1] - head.mean[lower, 1]), height.double().numpy()
+def _lip_gap() -> tuple[float, _Array]:
+    rest, slopes = lip_gap_mm(built_in_head())
+    return rest, slopes.double().numpy()
 
 
 def _contact(time: _Array, part: Segment) -> _Array:
