@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 
 from fastface.apps.cli import main
 from fastface.audio import SpectralSpeech
+from fastface.face import built_in_head
 from fastface.models.posegan import PGFace, PGFaceConfig, PoseGAN, load, save
 from fastface.models.posegan.corpus import read_corpus
+from fastface.models.posegan.default import small_pgface
 from tests.models.made_speech import made_corpus
 
 
@@ -50,6 +53,7 @@ def test_train_resume_and_evaluate(tmp_path: Path, corpus: Path, capsys) -> None
     assert found["closures"] > 10 and -1 <= found["correlation"] <= 1
     config = load(tmp_path / "pgface.safetensors", PGFace).config
     assert (config.identities, config.expressions, config.fps, config.speech) == (46, 28, 25.0, "spectral")
+    assert config.face == built_in_head().content_hash
 
 
 def test_posegan_and_its_published_widths(tmp_path: Path, corpus: Path, capsys) -> None:
@@ -57,6 +61,7 @@ def test_posegan_and_its_published_widths(tmp_path: Path, corpus: Path, capsys) 
     summary(capsys, "train", "posegan", corpus, "-o", tmp_path, *options)
     found = summary(capsys, "train", "posegan", corpus, "--evaluate", "--weights", tmp_path / "posegan.safetensors")
     assert found["error"] > 0 and found["jitter"] > 0
+    assert [each["hop"] for each in found["live"]] == [8, 2] and found["live"][0]["speed"] >= 0
     assert load(tmp_path / "posegan.safetensors", PoseGAN).config.frames == 33
     summary(capsys, "train", "pgface", corpus, "-o", tmp_path, "--published", "--steps", 1, "--copies", 0)
     assert load(tmp_path / "pgface.safetensors", PGFace).config.widths == PGFaceConfig().widths
@@ -117,5 +122,13 @@ def test_what_is_refused(tmp_path: Path, corpus: Path, capsys) -> None:
     evaluated = ("train", "pgface", corpus, "--evaluate", "--weights", tmp_path / "other.safetensors")
     assert "(25.0, 'spectral'), got (30.0, 'deepspeech')" in refused(capsys, *evaluated)
     assert "PoseGAN" in refused(capsys, "train", "posegan", corpus, *evaluated[3:])
+    other = replace(small_pgface(), face="another")
+    save(PGFace(other), tmp_path / "other.safetensors")
+    for option in (("--evaluate",), ("-o", tmp_path / "out")):
+        found = refused(capsys, *evaluated[:3], *option, "--weights", tmp_path / "other.safetensors")
+        assert f"must be for the face model {built_in_head().content_hash}, got another" in found
+    assert "batch must be at least 2" in refused(
+        capsys, "train", "posegan", corpus, "-o", tmp_path / "out", "--frames", 20, "--batch", 1, "--copies", 0
+    )
     only = made_corpus(tmp_path / "only", train=1, held_out=0)
     assert "held_out" in refused(capsys, "train", "pgface", only.folder, "-o", tmp_path / "out")

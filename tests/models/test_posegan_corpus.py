@@ -7,6 +7,7 @@ import subprocess
 import sys
 import wave
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -294,6 +295,10 @@ def test_the_held_out_set() -> None:
     assert loudness[closed].mean() < 0.8 * loudness[openings > 0.5].mean()
 
 
+def indexed(folder: Path) -> int:
+    return len(read_corpus(folder).clips)
+
+
 @espeak
 def test_a_corpus(tmp_path) -> None:
     pytest.importorskip("av", reason="needs PyAV: pip install 'fastface-kernels[audio]'")
@@ -311,8 +316,18 @@ def test_a_corpus(tmp_path) -> None:
     synthesize(tmp_path, Options(seconds=12, augmented=0.5))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == written
     assert (tmp_path / "00000.npz").stat().st_mtime_ns == stamp
+    listed: list[int] = []
+    less = synthesize(tmp_path, Options(seconds=2, augmented=0.5), progress=lambda _: listed.append(indexed(tmp_path)))
+    assert less.clips == corpus.clips and set(listed) == {len(corpus.clips)}
+    (tmp_path / "00001.npz").unlink()
+    synthesize(tmp_path, Options(seconds=12, augmented=0.5), progress=lambda _: listed.append(indexed(tmp_path)))
+    assert min(listed) == len(corpus.clips) - 1, "what a kill leaves"
+    assert read_corpus(tmp_path).clips == corpus.clips
     with pytest.raises(ValueError, match="--force replaces it"):
         synthesize(tmp_path, Options(seconds=12, seed=1))
+    other = synthesize(tmp_path, Options(seconds=2, seed=1), force=True)
+    assert {f"{clip['name']}.npz" for clip in other.clips} == {path.name for path in tmp_path.glob("*.npz")}
+    assert other.clips[0]["text"] != corpus.clips[0]["text"]
 
 
 @espeak

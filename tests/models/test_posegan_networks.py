@@ -22,7 +22,16 @@ from fastface.models.posegan import (
     PoseStatistics,
     Shape,
 )
-from tests.models.small_posegan import MEAN, STD, lived_in, motion, normalized, small_pgface, small_posegan
+from tests.models.small_posegan import (
+    MEAN,
+    STD,
+    assert_batch_is_single,
+    lived_in,
+    motion,
+    normalized,
+    small_pgface,
+    small_posegan,
+)
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.Linear)
 
@@ -100,6 +109,14 @@ def test_any_number_of_frames_and_batch_is_single(batch: int, frames: int, align
         assert torch.allclose(alone, poses[one], rtol=1e-6, atol=1e-6)
         for part, single in zip(shape, pgface(features[one], given_poses[one]), strict=True):
             assert (part[one] - single).abs().max() < 1e-6
+
+
+@torch.no_grad()
+def test_batch_is_single_at_default_sizes() -> None:
+    posegan, pgface = lived_in(PoseGAN()), lived_in(PGFace())
+    features, poses = motion(256, 4)
+    assert_batch_is_single(lambda f, p: posegan(f, p[:, 0]), features, normalized(poses))
+    assert_batch_is_single(lambda f, p: torch.cat(pgface(f, p), 2), features, normalized(poses))
 
 
 @torch.no_grad()

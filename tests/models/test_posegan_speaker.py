@@ -296,6 +296,21 @@ def test_features_that_were_computed_elsewhere(tmp_path: Path) -> None:
         short.finish()
 
 
+def test_networks_of_another_face_are_refused() -> None:
+    ours = HEAD.content_hash
+
+    def trained_on(*faces: str | None) -> Speaker:
+        pair = networks()
+        for network, face in zip(pair, faces, strict=True):
+            network.config = replace(network.config, face=face)
+        return Speaker(*pair, portrait())
+
+    trained_on(ours, None)
+    for faces in ((None, "another"), ("another", ours)):
+        with pytest.raises(ValueError, match=f"must be for the face model {ours}, got another"):
+            trained_on(*faces)
+
+
 def test_refusals() -> None:
     posegan, pgface = networks()
     with pytest.raises(ValueError, match="must give the face model's 28 expressions, got 5"):

@@ -62,10 +62,18 @@ class _Missing(PoseGAN):
 
 
 def test_nothing_jumps_where_windows_meet() -> None:
-    network = _Missing(small_posegan(frames=64).config)
+    network = _Missing(small_posegan(frames=64).config).eval()
     poses = long_poses(network, torch.zeros(2, 64 + 63 + 63, 29))
     assert torch.allclose(poses[:, [0, 63, 63 + 12, 126, 126 + 12, 189]].mT, torch.tensor([1.0, 1, 2, 2, 3, 3]))
     assert 0 < poses.diff(dim=1).max() < 0.14 and poses.diff(dim=1).min() == 0  # π / 2 / 12 is the steepest
+
+
+def test_windows_leave_a_network_in_training_alone() -> None:
+    network = small_posegan().train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(ValueError, match="must be in evaluation mode, got one in training mode"):
+        long_poses(network, motion(70)[0])
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
 def test_smoothing_is_a_mean_of_five() -> None:

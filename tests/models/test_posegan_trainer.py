@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import signal
+import threading
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +22,15 @@ from fastface.models.posegan import (
     PoseStatistics,
     Shape,
     load,
+    save,
 )
 from fastface.models.posegan.corpus import mouth_opening
 from fastface.models.posegan.dataset import Example, Windows, prepare, read_examples, with_silence
 from fastface.models.posegan.default import small_pgface
-from fastface.models.posegan.evaluation import CLOSED, measure_face, measure_pose
+from fastface.models.posegan.evaluation import CLOSED, measure_face, measure_pose, measure_stream
 from fastface.models.posegan.training import FaceLearner, Learner, PoseLearner, Run, TrainingConfig, _around, train
 from tests.models.made_speech import made_clip, made_corpus
+from tests.models.small_posegan import small_posegan
 
 TINY = replace(small_pgface(), widths=(8, 8, 8, 8), hidden=(8, 8))
 
@@ -115,30 +120,60 @@ def test_pgface_learns_from_what_it_sees_in_a_clip(examples: list[Example], star
 # The loop
 
 
+def interrupted(learner: Learner, step: int, times: int = 1) -> Learner:
+    """The learner, which gets that many Ctrl+C in the middle of a step."""
+    update, updates = learner.update, iter(range(1, 100))
+
+    def signalled(name: str, loss: torch.Tensor) -> None:
+        if next(updates) == (step - 1) * len(learner.parts) + 1:
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+        update(name, loss)
+
+    learner.update = signalled  # type: ignore[method-assign]
+    return learner
+
+
 @pytest.mark.parametrize("make", [face_learner, pose_learner])
 def test_a_run_that_was_interrupted_gives_the_same(
     tmp_path: Path, examples: list[Example], make: Callable[..., Learner]
 ) -> None:
     name = "pgface" if make is face_learner else "posegan"
     options = {"steps": 8, "batch": 4, "every": 4}
-    whole = make(examples, **options)
-    train(whole, Run(tmp_path / "whole", name))
-
-    def interrupt(run: Run) -> None:
-        if run.step == 5:
-            raise KeyboardInterrupt
+    whole, expected = make(examples, **options), Run(tmp_path / "whole", name)
+    train(whole, expected)
 
     broken, run = make(examples, **options), Run(tmp_path / "broken", name)
     with pytest.raises(KeyboardInterrupt):
-        train(broken, run, interrupt)
+        train(interrupted(broken, step=6), run)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     learner, run = make(examples, **options), Run(tmp_path / "broken", name)
+    save(learner.network, run.path("last.safetensors"))  # as where a kill leaves one file older than the other
     run.resume(learner)
-    assert run.step == 5 and [row["step"] for row in run.history] == [4]
+    assert run.step == 6 and [row["step"] for row in run.history] == [4]
     train(learner, run)
     for part in whole.parts:
-        expected = whole.parts[part].state_dict()
+        truth = whole.parts[part].state_dict()
         for key, value in learner.parts[part].state_dict().items():
-            assert torch.equal(value, expected[key]), key
+            assert torch.equal(value, truth[key]), key
+    for row, other in zip(run.history, expected.history, strict=True):
+        assert row | {"seconds": 0} == pytest.approx(other | {"seconds": 0}, rel=0, abs=0, nan_ok=True)
+
+
+def test_a_second_interruption_ends_at_once(tmp_path: Path, examples: list[Example]) -> None:
+    learner, run = interrupted(face_learner(examples, batch=2), step=2, times=2), Run(tmp_path, "pgface")
+    with pytest.raises(KeyboardInterrupt):
+        train(learner, run)
+    assert run.step == 1 and not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_training_in_another_thread(tmp_path: Path, examples: list[Example]) -> None:
+    learner, run = face_learner(examples, steps=1, batch=2), Run(tmp_path, "pgface")
+    thread = threading.Thread(target=train, args=(learner, run))
+    thread.start()
+    thread.join()
+    assert run.step == 1 and len(run.history) == 1
 
 
 def test_training_learns_and_leaves_its_files(tmp_path: Path, examples: list[Example]) -> None:
@@ -189,9 +224,28 @@ def test_what_cannot_be_gone_on_with(tmp_path: Path, examples: list[Example]) ->
     other = FaceLearner(PGFace(replace(TINY, hidden=(8, 9))), examples[:4], examples[4:], TrainingConfig())
     with pytest.raises(ValueError, match=r"must be .*hidden=\(8, 9\).* got .*hidden=\(8, 8\)"):
         run.resume(other)
+    learner.network.config = replace(TINY, face="ours")
+    Run(tmp_path, "pgface").resume(learner)  # the files do not say which face
+    run.save(learner)
+    learner.network.config = replace(TINY, face="another")
+    with pytest.raises(ValueError, match="must be .*face='another'.* got .*face='ours'"):
+        run.resume(learner)
+    learner.network.config = replace(TINY, face="ours")
     (tmp_path / "pgface.last.pt").write_bytes(b"no state")
     with pytest.raises(ValueError, match="cannot go on from"):
         run.resume(learner)
+
+
+def test_a_batch_too_small_for_batch_norm(examples: list[Example]) -> None:
+    def learner(frames: int, batch: int) -> PoseLearner:
+        network = PoseGAN(small_posegan(frames=frames).config)
+        return PoseLearner(network, examples, examples, TrainingConfig(batch=batch))
+
+    for frames in (20, 32):
+        with pytest.raises(ValueError, match=f"batch must be at least 2 .* got 1 for {frames} frames"):
+            learner(frames, 1)
+    for frames, batch in ((2, 2), (33, 1)):
+        learner(frames, batch).step(np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(
@@ -244,6 +298,18 @@ def test_a_mouth_that_never_opens_has_all_closures_and_no_score(examples: list[E
     assert measure_face(_Told([wide]), [wide]).closed == 0
 
 
+def test_what_cannot_be_measured_is_left_out(examples: list[Example]) -> None:
+    single = measure_face(_Told(examples), examples[:1])
+    assert np.isnan(single.pose_dependence) and "pose" not in str(single)
+    assert str(single).count("\n") == 3
+    shut = replace(examples[0], expression=torch.zeros_like(examples[0].expression))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = measure_face(_Told([shut]), [replace(shut, closed=None)])
+    assert np.isnan(found.open) and np.isnan(found.closed) and np.isfinite(found.row()["score"])
+    assert "nan" not in str(found)
+
+
 class _ToldPoses(PoseGAN):
     def __init__(self, poses: list[torch.Tensor]) -> None:
         super().__init__(PoseGANConfig(trunk=(1, 1, 1, 1), levels=(1, 1, 1, 1, 1), decoder=1, frames=500))
@@ -266,6 +332,24 @@ def test_poses_are_measured_against_the_data(examples: list[Example]) -> None:
     assert rough.jitter > 1.5 * rough.diversity
 
 
+class _Loud(PoseGAN):
+    """Nods as loud as the sound is, wherever it starts."""
+
+    def forward(self, features: torch.Tensor, initial: torch.Tensor) -> torch.Tensor:
+        return features[:, :, :1].expand(-1, -1, 6)
+
+
+def test_poses_are_measured_as_they_are_streamed(examples: list[Example]) -> None:
+    network = _Loud(PoseGANConfig(trunk=(1, 1, 1, 1), levels=(1, 1, 1, 1, 1), decoder=1, frames=40))
+    loud = [replace(example, pose=example.features[0, :, :1].expand(-1, 6)) for example in examples]
+    found = measure_stream(network, loud, hop=5)
+    assert (found.hop, found.diversity, found.speed, found.nods) == pytest.approx((5, 1, 1, 1), abs=0.06)
+    away = [replace(example, pose=example.pose + 5) for example in loud]  # the true first pose is not told
+    assert measure_stream(network, away, hop=5).diversity == pytest.approx(found.diversity, abs=1e-5)
+    with pytest.raises(ValueError, match="got none"):
+        measure_stream(network, [], hop=5)
+
+
 def test_nothing_to_measure_on_and_other_faces(examples: list[Example]) -> None:
     with pytest.raises(ValueError, match="got none"):
         measure_pose(_ToldPoses([]), [])
@@ -274,3 +358,4 @@ def test_nothing_to_measure_on_and_other_faces(examples: list[Example]) -> None:
     others = [replace(example, expression=example.expression[:, :5]) for example in examples]
     found = measure_face(PGFace(replace(TINY, expressions=5)), others)
     assert np.isnan(found.correlation) and np.isfinite(found.row()["score"])
+    assert str(found).startswith("expression: ") and "\n" not in str(found)

@@ -247,8 +247,8 @@ class PoseLearner(Learner[PoseGAN]):
 class Run:
     """Where a training is, and what it leaves in a folder.
 
-    NAME.safetensors has the best weights, NAME.last.safetensors the last ones, NAME.last.pt what going on needs beside
-    them, NAME.csv a row per validation; NAME is "pgface" or "posegan".
+    NAME.safetensors has the best weights, NAME.last.safetensors the last ones, NAME.last.pt all that going on needs,
+    NAME.csv a row per validation; NAME is "pgface" or "posegan".
 
     Attributes:
         folder: of the files.
@@ -289,7 +289,7 @@ class Run:
         try:
             state = torch.load(path, map_location=learner.device, weights_only=True)
             for name, part in learner.parts.items():
-                part.load_state_dict(state["parts"].get(name) or network.state_dict())
+                part.load_state_dict(state["parts"][name])
                 learner.optimizers[name].load_state_dict(state["optimizers"][name])
             for name in _STATE:
                 setattr(self, name, state[name])
@@ -300,7 +300,7 @@ class Run:
         """Write the last weights, the state and the history, each file whole or not at all."""
         save(learner.network, self.path("last.safetensors"))
         state = {
-            "parts": {n: part.state_dict() for n, part in learner.parts.items() if part is not learner.network},
+            "parts": {name: part.state_dict() for name, part in learner.parts.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in learner.optimizers.items()},
         } | {name: getattr(self, name) for name in _STATE}
         with replacing(self.path("last.pt")) as temporary:
