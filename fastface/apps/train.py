@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -112,6 +113,8 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("published", "frames"):
         if getattr(args, name) and (args.evaluate or args.weights):
             raise UserError(f"--{name} is for new networks: leave it out with --weights and --evaluate")
+    if args.frames is not None:
+        within("--frames", args.frames, 16, 4096)
     if args.frames and args.network == "pgface":
         raise UserError("--frames is for posegan: the windows of pgface have 16")
     if args.features and (args.recognizer or args.copies):
@@ -132,10 +135,11 @@ def _evaluate(args: argparse.Namespace, corpus: Corpus) -> int:
     else:
         measures, frames = measure_pose(network, held_out), network.config.frames
         # As `speak` has it, and live: of the usual 128 frames 32 and 8.
-        streams = [measure_stream(network, held_out, hop=max(1, frames // part)) for part in (4, 16)]
+        hops = sorted({max(1, frames // part) for part in (4, 16)}, reverse=True)
+        streams = [measure_stream(network, held_out, hop=hop) for hop in hops]
     if args.json:
         live = {"live": [asdict(each) for each in streams]} if streams else {}
-        print(json.dumps(asdict(measures) | live))
+        print(_json(asdict(measures) | live))
         return 0
     minutes = sum(map(len, held_out)) / corpus.fps / 60
     print(f"{path} on {len(held_out)} clips held out, {minutes:.1f} minutes")
@@ -171,20 +175,35 @@ def _train(args: argparse.Namespace, corpus: Corpus) -> int:
         with _bar(config, progress) as watch:
             train(learner, progress, watch)
     except KeyboardInterrupt:
-        print(f"interrupted after {progress.step} steps; the same command with --resume goes on", file=sys.stderr)
+        again = "the same command with --resume goes on" if not args.weights else "--resume, without --weights, goes on"
+        saved = progress.path("last.pt").exists()
+        print(f"interrupted after {progress.step} steps; {again if saved else 'nothing was saved'}", file=sys.stderr)
         return 130
     if not progress.history:
         raise UserError(f"--steps must be above the {progress.step} that are done, got {args.steps}")
     picture = _plot(progress)
     best = min(progress.history, key=lambda row: row["score"])
     if args.json:
-        print(json.dumps(best | {"output": str(progress.path("safetensors"))}))
+        print(_json(best | {"output": str(progress.path("safetensors"))}))
         return 0
     print(f"{progress.step} steps in {progress.seconds:.0f} s; the best weights are those of step {best['step']:.0f}")
     print(f"weights: {progress.path('safetensors')}, measured: fastface train {args.network} {args.data} --evaluate "
           f"--weights {progress.path('safetensors')}")  # fmt: skip
     print(f"curves: {picture or progress.path('csv')}")
     return 0
+
+
+def _json(values: dict[str, Any]) -> str:
+    """With null for what is not known."""
+
+    def known(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: known(each) for name, each in value.items()}
+        if isinstance(value, list):
+            return [known(each) for each in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(known(values), allow_nan=False)
 
 
 def _learner(
@@ -200,10 +219,13 @@ def _learner(
     from fastface.audio.sound import SAMPLE_RATE
     from fastface.models.posegan import PGFace, PoseDiscriminatorConfig, PoseStatistics
     from fastface.models.posegan.dataset import with_silence
-    from fastface.models.posegan.training import FaceLearner, PoseLearner
+    from fastface.models.posegan.training import FaceLearner, PoseLearner, Run
 
     torch.manual_seed(args.seed)  # of the first weights
-    network = _trained(args, corpus, Path(args.weights)) if args.weights else _new(args, corpus, examples[0])
+    source = args.weights
+    if args.resume and not (args.published or args.frames):
+        source = Run(Path(args.output), args.network).path("last.safetensors")
+    network = _trained(args, corpus, Path(source)) if source else _new(args, corpus, examples[0])
     network.config = replace(network.config, face=corpus.face)  # of older weights it is not known
     network.statistics = PoseStatistics.of(torch.cat([example.pose for example in examples]))
     network.to(device)

@@ -44,7 +44,7 @@ class AudioReader:
             self._first: Samples | None = next(self._pieces)
         except StopIteration:
             self.close()
-            raise ValueError(f"cannot read sound from {self.path}: {self.track.broken}") from None
+            raise ValueError(f"cannot read sound from {self.path}: {self.track.broken or 'it is too short'}") from None
 
     def __iter__(self) -> Iterator[Samples]:
         if self._first is not None:

@@ -14,6 +14,7 @@ Samples = NDArray[np.float32]
 
 SAMPLE_RATE = 16_000  # Hz; what wav2vec 2.0, DeepSpeech and HeadGAN's features were made with
 _INSTALL = "reading or resampling sound needs PyAV: pip install 'fastface-kernels[audio]'"
+_HOLE = 0.05  # seconds between what came and a frame's own time, from which something is missing
 _SILENT = 2.0**-15  # one step of 16 bits
 
 
@@ -151,7 +152,7 @@ def read_audio(path: str | Path, *, sample_rate: int = SAMPLE_RATE, start: float
 class Track:
     """The first audio track of a container: iterate, once, over its samples ``[n]`` as they are decoded.
 
-    Channels are averaged. A packet that cannot be decoded is silence of its length.
+    Channels are averaged. A packet that cannot be decoded is silence of its length, and so is a hole between packets.
 
     Args:
         container: as `av.open` gives it.
@@ -159,7 +160,7 @@ class Track:
     Attributes:
         sample_rate, channels: of the first frame, 0 before it.
         start: seconds on the container's clock of the first sample.
-        damaged: seconds that could not be decoded.
+        damaged: seconds that are missing or could not be decoded.
         broken: why the container gave no sound, or breaks off; else empty.
     """
 
@@ -168,6 +169,7 @@ class Track:
         self.sample_rate = self.channels = 0
         self.start = self.damaged = 0.0
         self.broken = ""
+        self._end = 0.0  # seconds on the container's clock, of what came
 
     def __iter__(self) -> Iterator[Samples]:
         av, why = _av(), "the audio track is empty"
@@ -177,12 +179,16 @@ class Track:
                 raise ValueError("the file has no audio track")
             for packet in self._container.demux(self._container.streams.audio[0]):
                 try:
-                    parts = [part for frame in packet.decode() for part in planar.resample(self._begun(frame))]
+                    pieces = [(self._begun(frame), planar.resample(frame)) for frame in packet.decode()]
                 except (av.FFmpegError, ValueError) as error:  # no frame, or one unlike those before
-                    why, parts = reason(error), []
+                    why, pieces = reason(error), []
                     if self.sample_rate:
-                        yield self._lost(packet)
-                yield from (part.to_ndarray().mean(0) for part in parts)
+                        yield self._missing(float((packet.duration or 0) * packet.time_base))
+                for frame, parts in pieces:
+                    if frame.time is not None and (hole := min(frame.time, self._known_end(av)) - self._end) > _HOLE:
+                        yield self._missing(hole)
+                    self._end += frame.samples / frame.sample_rate
+                    yield from (part.to_ndarray().mean(0) for part in parts)
             if not self.sample_rate:
                 raise ValueError(why)
         except (av.FFmpegError, OSError, ValueError) as error:
@@ -191,12 +197,16 @@ class Track:
     def _begun(self, frame: Any) -> Any:
         if not self.sample_rate:
             self.sample_rate, self.channels = frame.sample_rate, frame.layout.nb_channels
-            self.start = float(frame.time or 0.0)
+            self.start = self._end = float(frame.time or 0.0)
         return frame
 
-    def _lost(self, packet: Any) -> Samples:
-        seconds = float((packet.duration or 0) * packet.time_base)
+    def _known_end(self, av: Any) -> float:
+        """Where the container says that it ends: no time beyond it is believed."""
+        return float((self._container.start_time or 0) + (self._container.duration or 0)) / av.time_base
+
+    def _missing(self, seconds: float) -> Samples:
         self.damaged += seconds
+        self._end += seconds
         return np.zeros(round(seconds * self.sample_rate), dtype=np.float32)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import wave
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -222,3 +223,29 @@ def test_a_missing_pyav_says_how_to_get_it(monkeypatch, tmp_path) -> None:
         with pytest.raises(ImportError, match=r"pip install 'fastface-kernels\[audio\]'"):
             call()
     assert len(as_audio(np.zeros(9), 16_000).samples) == 9
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mka"])
+def test_a_hole_between_packets_is_silent_and_the_rest_in_its_place(tmp_path: Path, ending: str) -> None:
+    """A tone of which the packets from 1 to 2 s are missing."""
+    av = pytest.importorskip("av", reason="needs PyAV")
+    rate = 16000
+    tone = np.sin(2 * np.pi * 440 * np.arange(4 * rate) / rate).astype(np.float32)
+    path = tmp_path / f"hole.{ending}"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("aac", rate=rate)
+        for first in range(0, len(tone), 1024):
+            frame = av.AudioFrame.from_ndarray(tone[None, first : first + 1024], format="fltp", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = rate, first, Fraction(1, rate)
+            for packet in stream.encode(frame):
+                if not 1 <= packet.pts * packet.time_base < 2:
+                    out.mux(packet)
+        out.mux(stream.encode(None))
+    audio = read_audio(path)
+    assert abs(audio.seconds - 4) < 0.2
+    level = [float(np.sqrt(np.square(each).mean())) for each in np.array_split(audio.samples, 40)]
+    assert max(level[12:18]) < 0.01 and min(level[2:9]) > 0.45 and min(level[23:37]) > 0.45
+    assert any("damaged and left silent" in note for note in audio.notes)
+    with AudioReader(path) as reader:
+        assert np.allclose(np.concatenate(list(reader)), audio.samples, atol=1e-3)
+        assert 0.9 < reader.track.damaged < 1.2

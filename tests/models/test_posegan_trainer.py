@@ -6,7 +6,7 @@ import csv
 import signal
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -118,6 +118,14 @@ def test_pgface_learns_from_what_it_sees_in_a_clip(examples: list[Example], star
 
 
 # The loop
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c() -> Iterator[None]:
+    """Python's own handler, also where the tests run in the background, which ignores the signal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def interrupted(learner: Learner, step: int, times: int = 1) -> Learner:

@@ -154,7 +154,9 @@ def measure_face(network: PGFace, examples: Sequence[Example]) -> FaceMeasures:
         turned.append(others)
         truth.append(example.expression.double().numpy())
     error = _rms(np.concatenate(found) - np.concatenate(truth))
-    if expressions != built_in_head().expressions:  # what opens its mouth is not known
+    head = built_in_head()
+    if expressions != head.expressions or network.config.face not in (None, head.content_hash):
+        # What opens the mouth of another face model is not known.
         nan = float("nan")
         return FaceMeasures(nan, nan, nan, 0, nan, 0, nan, error)
     opening, turned_opening, target = ([mouth_opening(clip) for clip in each] for each in (found, turned, truth))

@@ -153,7 +153,8 @@ class FaceLearner(Learner[PGFace]):
         self.noise = noise
         head, expressions = built_in_head(), network.config.expressions
         # Of another face model it is not known what opens the mouth.
-        opening = lip_gap_mm(head).slopes / WIDEST if expressions == head.expressions else torch.zeros(expressions)
+        known = expressions == head.expressions and network.config.face in (None, head.content_hash)
+        opening = lip_gap_mm(head).slopes / WIDEST if known else torch.zeros(expressions)
         self._opening = opening.to(self.device)
         self._windows = Windows(examples, frames)
         self._statistics = PoseStatistics(network.statistics.mean.cpu(), network.statistics.std.cpu())  # of examples
